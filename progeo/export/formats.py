@@ -16,7 +16,7 @@ from progeo.export.classifier import check_fits_encoder, classifier_of, holds_cl
 from progeo.export.encoder_folders import CLASSIFIER, METADATA, encoder_folder
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
-from progeo.export.program import Input, save_program, side_step
+from progeo.export.program import Input, min_side, save_program, side_step
 from progeo.export.weights import encoder_of, metadata_of, save_encoder
 from progeo.file_sets import FileSet, read_set
 from progeo.models.classifier import Classifier
@@ -145,7 +145,7 @@ def _images(encoder: Encoder, options: ExportOptions) -> str:
     """Return the format of the input images in words."""
     height, width = encoder.image_size
     step = side_step(encoder)
-    sides = "H and W from 64" if step == 1 else f"H and W from 64 and multiples of {step}"
+    sides = f"H and W from {min_side(encoder)}{'' if step == 1 else f' and multiples of {step}'}"
     return {
         "normalized": f"float32 (B, 3, H, W), normalized, {sides}",
         "pixels": f"uint8 RGB (B, H, W, 3), {sides}",

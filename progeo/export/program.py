@@ -32,7 +32,7 @@ _SIZES = ((1, 224, 224), (5, 320, 448))
 def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     """Export the encoder as a graph: input `images`, of any batch size, height and width -> descriptors (B, D).
 
-    Height and width must be at least 64 pixels and, except with `photos`, multiples of `side_step(encoder)`.
+    Height and width must be at least `min_side(encoder)` and, except with `photos`, multiples of `side_step(encoder)`.
 
     The graph runs on the CPU; `torch.export.passes.move_to_device_pass` converts it for another device.
 
@@ -49,16 +49,16 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
             f"A graph for images of many sizes cannot be made of {encoder.spec.architecture}, which takes one size "
             f"only: use `input` photos."
         )
-    step = 1 if input == "photos" else side_step(encoder)
-    if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
+    step, minimum = (1, _MIN_SIDE) if input == "photos" else (side_step(encoder), min_side(encoder))
+    if input != "photos" and any(side < minimum or side % step for side in encoder.image_size):
         raise ValueError(
             f"The encoder's own images of {encoder.image_size[0]} x {encoder.image_size[1]} pixels would not be "
-            f"accepted: a graph accepts sides from {_MIN_SIDE} pixels in multiples of {step}. Use `input` photos."
+            f"accepted: a graph accepts sides from {minimum} pixels in multiples of {step}. Use `input` photos."
         )
-    batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
+    batch, height, width = Dim("batch", min=1), *(_side(name, minimum, step) for name in ("height", "width"))
     sizes = (batch, 3, height, width) if input == "normalized" else (batch, height, width, 3)
     dynamic = {axis: size for axis, size in enumerate(sizes) if size != 3}
-    unit = -(-32 // step) * step
+    unit = -(-max(32, -(-minimum // 5)) // step) * step
     example = _random_images(encoder, input, (2, 5 * unit, 6 * unit))
     with torch.no_grad(), explaining_failure(encoder):
         program = torch.export.export(
@@ -117,12 +117,17 @@ def side_step(encoder: Encoder) -> int:
     return math.lcm(encoder.traits.side_multiple, 1 if positions is None else positions.stride)
 
 
+def min_side(encoder: Encoder) -> int:
+    """Return the minimum height and width that a graph accepts: 64 pixels, or that of the encoder if it is above."""
+    return max(_MIN_SIDE, encoder.traits.min_side)
+
+
 def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield test images of several sizes, in the form that the graph takes, with the encoder's descriptors (B, D)."""
     step = side_step(encoder)
-    min_side = -(-_MIN_SIDE // step) * step
+    minimum = -(-min_side(encoder) // step) * step
     for batch, *sides in (*_SIZES, (2, *encoder.image_size)):
-        height, width = (max(min_side, side // step * step) for side in sides)
+        height, width = (max(minimum, side // step * step) for side in sides)
         images = _random_images(encoder, input, (batch, height, width))
         yield images, _descriptors(encoder, images, input)
 
@@ -167,8 +172,8 @@ def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -
     return encoder.normalize(pixels.permute(0, 3, 1, 2)) if input == "normalized" else pixels
 
 
-def _side(name: str, step: int) -> Dim:
-    min_steps = -(-_MIN_SIDE // step)
+def _side(name: str, minimum: int, step: int) -> Dim:
+    min_steps = -(-minimum // step)
     return Dim(name, min=min_steps) if step == 1 else step * Dim(name, min=min_steps)
 
 

@@ -21,6 +21,7 @@ from progeo.models.aggregation import (
     build_aggregation,
     filled_options,
     find_aggregation,
+    limited_traits,
 )
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
 from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
@@ -94,7 +95,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.family = FAMILIES[spec.family]
-        self.traits = self.family.traits(backbone)
+        options = filled_options(spec.aggregation, spec.aggregation_options)
+        self.traits = limited_traits(spec.aggregation, self.family.traits(backbone), options)
         self.backbone = backbone
         self.memory_format = _memory_format(backbone)
         self.aggregation = build_aggregation(
@@ -102,7 +104,7 @@ class Encoder(nn.Module):
             self.traits,
             spec.pooled_dim or spec.descriptor_dim,
             architecture=spec.architecture,
-            **spec.aggregation_options,
+            **options,
         )
         self.projection = nn.Identity() if spec.pooled_dim is None else _projection(spec)
         self.register_buffer("mean", torch.tensor(spec.mean, device="cpu"), persistent=False)
@@ -115,7 +117,7 @@ class Encoder(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that `preprocess` resizes to; `forward` accepts any size of at least 32 pixels."""
+        """Height and width in pixels that `preprocess` resizes to; `forward` accepts all sizes that `traits` allow."""
         return self.spec.image_size
 
     @property
@@ -205,7 +207,7 @@ def build_encoder(
     interpolation: Interpolation | None = None,
     seed: int = 0,
 ) -> Encoder:
-    """Build an encoder for training, starting from a pretrained backbone.
+    """Build an encoder for training, starting from a pretrained backbone; it is in eval mode.
 
     Args:
         architecture: see `find_family`.
@@ -258,7 +260,7 @@ def build_encoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(spec, loaded.network)
+        encoder = Encoder(spec, loaded.network).eval()
         encoder.to(memory_format=encoder.memory_format)
     _check_restored(encoder)
     return encoder
@@ -299,7 +301,7 @@ def plan_encoder(
     configuration = family.configuration(own_name, weights)
     traits = empty_traits(architecture, image_size, configuration)
     if image_size is not None:
-        check_sides("`image_size`", *as_height_width(image_size), traits)
+        check_sides("`image_size`", *as_height_width(image_size), limited_traits(aggregation, traits, options))
     dim = aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
     needs, interpolation = find_aggregation(aggregation).needs, interpolation or family.interpolation(own_name)
     network = NetworkSpec(own_name, image_size, needs, interpolation, configuration)

@@ -71,6 +71,8 @@ TRAINING = {
     "training.batch_size": 2,
 }
 FEATURES = {"map": (2, 5, 3, 4), "token": (2, 4)}
+SMALL: dict[str, dict[str, int]] = {"salad": {"num_clusters": 6, "cluster_dim": 4, "token_dim": 3, "hidden_dim": 8}}
+"""Options of aggregations whose defaults are for larger maps."""
 
 
 @pytest.fixture(params=AGGREGATIONS)
@@ -81,10 +83,10 @@ def name(request):
 def test_every_aggregation_makes_descriptors_of_its_dimension_from_its_parts(name):
     row = AGGREGATIONS[name]
     for dim in (None, 7) if row.any_dim else (None,):
-        module = build_aggregation(name, TRAITS, dim)
+        module = build_aggregation(name, TRAITS, dim, **SMALL.get(name, {}))
         parts = [torch.rand(FEATURES[part], requires_grad=True) for part in row.needs]
         descriptors = module(*parts)
-        assert descriptors.shape == (2, aggregation_dim(name, TRAITS, dim, {}, "net"))
+        assert descriptors.shape == (2, aggregation_dim(name, TRAITS, dim, SMALL.get(name, {}), "net"))
         lengths = descriptors.norm(dim=1)
         assert torch.allclose(lengths, torch.ones(2)) == row.always_normalized
         descriptors.cos().sum().backward()
@@ -106,21 +108,27 @@ def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
             aggregation_dim(name, dataclasses.replace(TRAITS, **lacking[part]), None, {}, "net")
 
 
+def small_encoder(name):
+    return build_encoder(NETWORK, "random", 64, aggregation=name, aggregation_options=SMALL.get(name)).eval()
+
+
 @pytest.mark.parametrize(
     "check", [check_reload, *(pytest.param(check, marks=pytest.mark.slow) for check in (check_program, check_onnx))]
 )
 def test_an_encoder_with_every_aggregation_is_the_same_as_a_file(name, check, tmp_path):
-    check(build_encoder(NETWORK, "random", 64, aggregation=name).eval(), tmp_path)
+    check(small_encoder(name), tmp_path)
 
 
 def test_an_encoder_with_every_aggregation_has_the_shapes_and_gradients_promised(name):
-    encoder = build_encoder(NETWORK, "random", 64, aggregation=name).eval()
+    encoder = small_encoder(name)
     check_shapes(encoder)
     check_gradients(encoder)
 
 
 def test_a_training_with_every_aggregation_that_is_resumed_ends_with_the_same_bits(name, config, tmp_path):
-    check_resume(training_builder(config, {**TRAINING, "encoder.aggregation": name}), tmp_path)
+    options = " ".join(f"{option}={value}" for option, value in SMALL.get(name, {}).items())
+    settings = {**TRAINING, "encoder.aggregation": name, "encoder.aggregation_options": options or "{}"}
+    check_resume(training_builder(config, settings), tmp_path)
 
 
 @pytest.mark.parametrize("ema_decay", ["null", "0.5"])
@@ -165,6 +173,7 @@ def test_dimensions_are_those_of_features_channels_or_token():
         "mean": 5,
         "mean_linear": 5,
         "netvlad": 64 * 5,
+        "salad": 64 * 128 + 256,
         "token": 4,
     }
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from progeo.models.aggregation.netvlad import (
     initialize_netvlad,
     save_clusters,
 )
+from progeo.models.aggregation.salad import SALAD, check_salad, min_side_cells
 from progeo.models.backbones.family import Part, Traits
 
 __all__ = [
     "AGGREGATIONS",
+    "SALAD",
     "Aggregation",
     "GeM",
     "L2Norm",
@@ -31,6 +33,7 @@ __all__ = [
     "build_aggregation",
     "filled_options",
     "find_aggregation",
+    "limited_traits",
 ]
 _PARTS: Mapping[Part, tuple[str, Callable[[Traits], int | None]]] = {
     "map": ("a feature map", lambda traits: traits.channels),
@@ -52,6 +55,8 @@ class Aggregation:
     """`dim(traits, **options)` returns the dimension of descriptors if none is set."""
     any_dim: bool = False
     """Whether another dimension can be set."""
+    limited: Callable[..., Traits] | None = None
+    """`limited(traits, **options)` returns the traits of a backbone with only the image sizes that the module takes."""
     always_normalized: bool = True
     """Whether the module L2-normalizes descriptors; if not, it is a setting of the encoder."""
     initialize: Callable[[nn.Module, Tensor, int], None] | None = None
@@ -80,6 +85,15 @@ def _netvlad_dim(traits: Traits, *, num_clusters: int, regions: str) -> int:
     return num_clusters * _channels(traits)
 
 
+def _salad_dim(traits: Traits, **options: Any) -> int:
+    check_salad(**options)
+    return options["num_clusters"] * options["cluster_dim"] + options["token_dim"]
+
+
+def _salad_limited(traits: Traits, *, num_clusters: int, **_: Any) -> Traits:
+    return replace(traits, min_side=traits.stride * min_side_cells(num_clusters))
+
+
 def _token_dim(traits: Traits) -> int:
     assert traits.token_dim is not None
     return traits.token_dim
@@ -101,6 +115,20 @@ AGGREGATIONS: dict[str, Aggregation] = {
         initialize_from=initialize_from,
         save_start=save_clusters,
         has_regions=True,
+    ),
+    "salad": Aggregation(
+        build=lambda traits, dim, num_clusters=64, cluster_dim=128, token_dim=256, hidden_dim=512, dropout=0.3: SALAD(
+            traits.channels,
+            traits.token_dim,
+            num_clusters=num_clusters,
+            cluster_dim=cluster_dim,
+            token_dim=token_dim,
+            hidden_dim=hidden_dim,
+            dropout=dropout,
+        ),
+        needs=("map", "token"),
+        dim=_salad_dim,
+        limited=_salad_limited,
     ),
     "token": Aggregation(
         build=lambda traits, dim: nn.Identity(), needs=("token",), dim=_token_dim, always_normalized=False
@@ -176,6 +204,16 @@ def aggregation_dim(name: str, traits: Traits, dim: int | None, options: Mapping
             f"Leave it out."
         )
     return dim or usual
+
+
+def limited_traits(name: str, traits: Traits, options: Mapping[str, Any]) -> Traits:
+    """Return the traits of a backbone with only the image sizes that an aggregation takes, too.
+
+    Args:
+        options: all options of the aggregation, see `filled_options`.
+    """
+    row = find_aggregation(name)
+    return traits if row.limited is None else row.limited(traits, **options)
 
 
 def build_aggregation(

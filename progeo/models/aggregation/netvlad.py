@@ -1,7 +1,6 @@
 """NetVLAD: soft assignment of local features to clusters, and the sums of their residuals (Arandjelovic, CVPR 2016)."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from progeo.models.aggregation.centroids import cluster_centers, read_centroids, write_centroids
+from progeo.models.aggregation.precision import full_precision
 
 _SIDES = {"thirds": 3, "quarters": 2}
 """Rows and columns of the grid of each kind of regions."""
@@ -50,7 +50,7 @@ class NetVLAD(nn.Module):
 
         The sums are not normalized. They are computed in float32 under autocast, too.
         """
-        with _full_precision(feature_map):
+        with full_precision(feature_map):
             return self._sums(self._local_features(feature_map).flatten(2).mT)
 
     def regions(self, feature_map: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class NetVLAD(nn.Module):
         """
         batch, channels, height, width = feature_map.shape
         side = region_grid(self.kind, height, width)
-        with _full_precision(feature_map):
+        with full_precision(feature_map):
             grid = self._local_features(feature_map).view(batch, channels, side, height // side, side, width // side)
             cells = grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)  # (B, cells, n, C)
             sums = self._sums(cells)
@@ -204,9 +204,3 @@ def _memberships(regions: str) -> list[list[float]]:
     columns = [[float(column == each) for _, column in cells] for each in range(side)]
     single = [[float(cell == each) for cell in cells] for each in cells] if regions == "quarters" else []
     return whole + rows + columns + single
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager:
-    """Disable autocast, if it is enabled: a program that is exported cannot have a context for it."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

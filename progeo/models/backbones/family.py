@@ -59,6 +59,8 @@ class Traits:
     """Pixels per cell of the feature map."""
     side_multiple: int = 1
     """Height and width of images must be multiples of this."""
+    min_side: int = 1
+    """Minimum height and width of images in pixels, if it is above that of all encoders."""
     only_size: tuple[int, int] | None = None
     """The only height and width in pixels that the network takes; None if it takes others."""
     shares_text_space: bool = False

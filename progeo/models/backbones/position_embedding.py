@@ -40,22 +40,22 @@ def check_sides(what: str, height: int, width: int, traits: Traits) -> None:
         traits: of the backbone.
 
     Raises:
-        ValueError: a side below 32 pixels, or a size that the traits exclude.
+        ValueError: a size that the traits exclude, or a side below 32 pixels.
     """
     got = f"got {height} x {width}"
     if traits.only_size not in (None, (height, width)):
         only = " x ".join(map(str, traits.only_size or ()))
         raise ValueError(f"{what} must be {only} pixels, the only size of this backbone, {got}.")
-    step = traits.side_multiple
-    if min(height, width) < MIN_SIDE or height % step or width % step:
+    step, min_side = traits.side_multiple, max(MIN_SIDE, traits.min_side)
+    if min(height, width) < min_side or height % step or width % step:
         multiples = "" if step == 1 else f", in multiples of {step}"
-        raise ValueError(f"{what} must be at least {MIN_SIDE} pixels a side{multiples}, {got}.")
+        raise ValueError(f"{what} must be at least {min_side} pixels a side{multiples}, {got}.")
 
 
 def sample_size(traits: Traits) -> tuple[int, int]:
     """Return the height and width of small images that a backbone takes: at least 64 pixels and one cell."""
     step = math.lcm(traits.side_multiple, traits.stride)
-    side = -(-2 * MIN_SIDE // step) * step
+    side = -(-max(2 * MIN_SIDE, traits.min_side) // step) * step
     return traits.only_size or (side, side)
 
 
