@@ -30,6 +30,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1
 	$(BIN)/python -m benchmarks.stage2
 	$(BIN)/python -m benchmarks.tuples
+	$(BIN)/python -m benchmarks.aggregations
 	$(BIN)/python -m benchmarks.places
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.localization
