@@ -1,4 +1,4 @@
-"""Convert DINOv2 from the names of its authors to those of timm, for all programs whose backbone it is."""
+"""Import DINOv2 of its authors, and find it in the files of all programs whose backbone it is."""
 
 import math
 import re
@@ -8,18 +8,30 @@ from typing import Any
 
 from torch import Tensor
 
-from progeo.convert.converted_encoder import single_precision, tensor_named
+from progeo.convert.converted_encoder import (
+    Choices,
+    ConvertedEncoder,
+    convert_encoder,
+    single_precision,
+    tensor_named,
+)
+from progeo.convert.source import Source
 from progeo.models.backbones import FAMILIES, empty_traits
 from progeo.models.backbones.family import ImageSize, Interpolation
 from progeo.models.backbones.position_embedding import as_height_width, check_sides
 from progeo.models.backbones.timm import kept_positions
+from progeo.models.encoder import EncoderSpec
+from progeo.models.pixel_statistics import NORMALIZATIONS
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 _SIZES = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
 """Names by channels and number of blocks."""
 _PATCH = 14
+_IMAGE_SIZE = 518
+"""Side of the images that the last steps of its training were with."""
 _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.")
 """A block, of which some files name a chunk, too: the second of two numbers counts all blocks."""
+_SCALE = re.compile(r"blocks\.(?:\d+\.)?0\.ls1\.gamma")
 _TO_TIMM = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}
 """Layers of the giant, whose activation is SwiGLU."""
 
@@ -35,6 +47,31 @@ class FoundDinov2:
     interpolation: Interpolation
     found: FoundWeights
     """The weights: `backbone.*` with timm's names, and all others."""
+
+
+def is_dinov2(source: Source) -> bool:
+    """Return whether a file has the parameter names of DINOv2 alone, as its authors publish it."""
+    return {"cls_token", "pos_embed", "mask_token"} <= source.state.keys() and any(map(_SCALE.match, source.state))
+
+
+def read_dinov2(source: Source, choices: Choices) -> ConvertedEncoder:
+    """Convert DINOv2 to an encoder of its class token; for errors see `find_dinov2` and `convert_encoder`."""
+    image_size = choices.image_size or _IMAGE_SIZE
+    dinov2 = find_dinov2(source.found, "", image_size)
+    mean, std = NORMALIZATIONS["imagenet"]
+    spec = EncoderSpec(
+        family="timm",
+        architecture=dinov2.architecture,
+        image_size=as_height_width(image_size),
+        descriptor_dim=len(tensor_named(dinov2.found.state, "backbone.norm.weight", 1)),
+        normalized=True if choices.normalized is None else choices.normalized,
+        mean=mean,
+        std=std,
+        aggregation="token",
+        interpolation=dinov2.interpolation,
+        configuration=dinov2.configuration,
+    )
+    return convert_encoder(spec, dinov2.found, their_name=lambda ours: ours)
 
 
 def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize) -> FoundDinov2:

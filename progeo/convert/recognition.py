@@ -7,14 +7,17 @@ from pathlib import Path
 
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.cosplace import is_cosplace, read_cosplace
+from progeo.convert.dinov2 import is_dinov2, read_dinov2
 from progeo.convert.divide_and_classify import is_divide_and_classify, read_divide_and_classify
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hugging_face, read_hugging_face
+from progeo.convert.megaloc import MEGALOC_MARKS, is_megaloc, read_megaloc
 from progeo.convert.numbered_convnets import FIRST_LAYERS
 from progeo.convert.open_clip import is_open_clip, read_open_clip
 from progeo.convert.openai import is_openai, read_openai
 from progeo.convert.openibl import OPENIBL_MARKS, is_openibl, read_openibl
 from progeo.convert.published_progeo import PROGEO_MARKS, is_published_progeo, read_published_progeo
 from progeo.convert.pytorch_netvlad import PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad
+from progeo.convert.salad import SALAD_MARKS, is_salad, read_salad
 from progeo.convert.source import Source
 from progeo.convert.vg_benchmark import is_vg_benchmark, read_vg_benchmark
 from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP_CONFIG
@@ -45,6 +48,9 @@ FORMATS = (
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
     Format("OpenIBL or WAKD", OPENIBL_MARKS, is_openibl, read_openibl),
     Format("pytorch-NetVlad", PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad),
+    Format("MegaLoc", MEGALOC_MARKS, is_megaloc, read_megaloc),
+    Format("SALAD or CliqueMining", SALAD_MARKS, is_salad, read_salad),
+    Format("DINOv2", (), is_dinov2, read_dinov2),
 )
 """The first row that recognizes a file or folder reads it."""
 _OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)|backbone\.0\.").match
