@@ -26,13 +26,15 @@ def import_weights(
 
     Args:
         file: Weights of published ProGEO, CosPlace, EigenPlaces or Divide&Classify; with NetVLAD, of OpenIBL, WAKD, the
-            deep visual geo-localization benchmark or pytorch-NetVlad; or of a CLIP of OpenAI, open_clip or Hugging
-            Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's stage 1.
+            deep visual geo-localization benchmark or pytorch-NetVlad; of DINOv2, SALAD, CliqueMining or MegaLoc; or of
+            a CLIP of OpenAI, open_clip or Hugging Face, the latter two also as a folder with their configuration; or
+            prompts of published ProGEO's stage 1.
         out: Output folder. null takes the name of the file, with _encoder in place of its suffix.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width. null takes the
-            published size; a CLIP or any ViT takes the size of its position embedding, and no other is allowed.
-        normalized: L2-normalize the descriptors of an encoder of CLIP's image features. null takes false for a ViT of
-            published ProGEO, otherwise true.
+            published size; a CLIP or a ViT of published ProGEO takes the size of its position embedding, and no other
+            is allowed.
+        normalized: L2-normalize the descriptors of an encoder of CLIP's image features or of DINOv2's class token.
+            null takes false for a ViT of published ProGEO, otherwise true.
         quickgelu: Use QuickGELU as the activation of a CLIP. null takes that of the file, and GELU if it is unknown.
         weights_in: Entry of the checkpoint that holds the weights, such as ema or state.model_ema. null takes the only
             entry, or if there are several model_state_dict, state_dict or model.

@@ -71,14 +71,15 @@ class EncoderOptions:
     """Size in pixels that stage 2 resizes crops to: one side of a square, or height and width."""
     descriptor_dim: int | None = None
     """Dimension of the descriptors. null takes that of the aggregation: of CLIP's features, else of the backbone's
-    channels or token. The aggregations token, mean and netvlad allow no other."""
+    channels or token. The aggregations token, mean, netvlad and salad allow no other."""
     aggregation: str | None = None
-    """How the features of the backbone become a descriptor: gem, mean, mean_linear or netvlad of its feature map, or
-    its token, such as the class token of a ViT or the attention pooling of a CLIP. null takes token for a ViT, else
-    gem."""
+    """How the features of the backbone become a descriptor: gem, mean, mean_linear or netvlad of its feature map,
+    salad of its feature map and token, or its token, such as the class token of a ViT or the attention pooling of a
+    CLIP. null takes token for a ViT, else gem."""
     aggregation_options: dict[str, Any] = field(default_factory=dict)
     """Options of the aggregation, as NAME=VALUE pairs: num_clusters of netvlad, 64, and its regions, thirds as WAKD or
-    quarters as SFRS."""
+    quarters as SFRS; num_clusters of salad, 64, its cluster_dim, 128, token_dim, 256, hidden_dim, 512, and dropout,
+    0.3."""
     centroids: Path | None = None
     """File of the clusters that netvlad starts from: a published *_desc_cen.hdf5, or the centroids.hdf5 of another run.
     null clusters local features of 500 training images."""

@@ -2,6 +2,7 @@
 
 import math
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import nn
 
 import progeo
 from progeo.cli import main
+from progeo.export.onnx import save_onnx
+from progeo.export.program import save_program
 
 
 class Salad(nn.Module):
@@ -167,3 +170,17 @@ def test_salad_without_the_last_norm_is_refused(salad, tmp_path):
     arguments = {"backbone_config": {"norm_layer": False}}
     with pytest.raises(SystemExit, match=r"without DINOv2's last norm \(norm_layer\), which is not supported"):
         imported({"state_dict": salad.state_dict(), "hyper_parameters": arguments}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [save_program, save_onnx])
+def test_an_imported_megaloc_is_exported_for_every_size_with_more_cells_than_clusters(save, tmp_path):
+    megaloc = Published("small", cluster_dim=16, dim=40)
+    encoder = imported(megaloc.state_dict(), tmp_path, "--image_size", "[126,140]")
+    save(tmp_path / "graph", encoder)
+    images = torch.randn(2, 3, 168, 126)
+    if save is save_onnx:
+        (found,) = onnxruntime.InferenceSession(tmp_path / "graph").run(None, {"images": images.numpy()})
+    else:
+        found = torch.export.load(tmp_path / "graph").module()(images).detach()
+    torch.testing.assert_close(torch.as_tensor(found), megaloc(images), rtol=0, atol=1e-4)

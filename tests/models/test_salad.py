@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from progeo.models.aggregation import SALAD, build_aggregation
 from progeo.models.aggregation.salad import assignments
@@ -86,19 +87,25 @@ def test_scores_that_overflow_exponentials_give_finite_descriptors_and_gradients
     assert descriptors.isfinite().all() and feature_map.grad.isfinite().all()
 
 
-def test_all_but_the_perceptrons_is_computed_in_float32_under_autocast():
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.bfloat16),
+        *(pytest.param("cuda", dtype, marks=pytest.mark.gpu) for dtype in (torch.bfloat16, torch.float16)),
+    ],
+)
+def test_all_but_the_perceptrons_is_computed_in_float32_under_autocast(device, dtype):
     torch.manual_seed(0)
-    salad = SALAD(64, 32, num_clusters=16).eval()
-    feature_map, token = torch.randn(2, 64, 9, 9), torch.randn(2, 32)
-    with torch.autocast("cpu", torch.bfloat16):
+    salad = SALAD(64, 32, num_clusters=16).eval().to(device)
+    feature_map, token = torch.randn(2, 64, 9, 9).to(device), torch.randn(2, 32).to(device)
+    local_features = feature_map.flatten(2).mT
+    with torch.autocast(device, dtype):
         found = salad(feature_map, token)
-        rounded = [salad.cluster_features(feature_map.flatten(2).mT), salad.score(feature_map.flatten(2).mT)]
-        rounded.append(salad.token_features(token))
-    assert rounded[0].dtype == torch.bfloat16 and found.dtype == torch.float32
+        rounded = [salad.cluster_features(local_features), salad.score(local_features), salad.token_features(token)]
+    assert rounded[0].dtype == dtype and found.dtype == torch.float32
     reduced, scores, token = (each.float() for each in rounded)
-    sums = torch.nn.functional.normalize(reduced.mT @ assignments(scores), dim=1).flatten(1)
-    expected = torch.nn.functional.normalize(torch.cat([torch.nn.functional.normalize(token), sums], dim=1))
-    assert torch.equal(found, expected)
+    sums = F.normalize(reduced.mT @ assignments(scores), dim=1).flatten(1)
+    assert torch.equal(found, F.normalize(torch.cat([F.normalize(token), sums], dim=1)))
 
 
 def test_dropout_is_in_training_only():

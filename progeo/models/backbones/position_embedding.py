@@ -123,8 +123,8 @@ def resized_embedding(
     if interpolation == "dinov2":
         same = torch.full((), new_grid[0]).eq(old_grid[0]) & torch.full((), new_grid[1]).eq(old_grid[1])
         rows, columns = (_dinov2_weights(*sizes, same) for sizes in zip(old_grid, new_grid, strict=True))
-        # In float64, which autocast leaves as it is.
-        resized = (rows.to(grid.device) @ grid.double() @ columns.T.to(grid.device)).to(grid.dtype)
+        rows, columns = (weights.to(grid.device, non_blocking=True) for weights in (rows, columns))
+        resized = (rows @ grid.double() @ columns.T).to(grid.dtype)  # in float64, which autocast leaves as it is
     else:
         corners = interpolation == "corners"
         resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=corners, antialias=not corners)
