@@ -45,6 +45,8 @@ def convolved(adapter, name, cells):
 def test_a_multiconv_adapter_equals_its_definition():
     torch.manual_seed(0)
     adapter = MultiConvAdapter(64).eval().double()
+    shapes = [tuple(layer.weight.shape) for layer in adapter.modules() if isinstance(layer, nn.Conv2d)]
+    assert shapes == [(16, 32, 1, 1), (2, 32, 1, 1), (8, 2, 3, 3), (2, 32, 1, 1), (8, 2, 5, 5)]
     for tensor in adapter.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) - 0.3)
