@@ -9,6 +9,7 @@ from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.cosplace import is_cosplace, read_cosplace
 from progeo.convert.divide_and_classify import is_divide_and_classify, read_divide_and_classify
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hugging_face, read_hugging_face
+from progeo.convert.image import IMAGE_MARKS, is_image, read_image
 from progeo.convert.numbered_convnets import FIRST_LAYERS
 from progeo.convert.open_clip import is_open_clip, read_open_clip
 from progeo.convert.openai import is_openai, read_openai
@@ -40,6 +41,7 @@ FORMATS = (
     Format("Hugging Face", (VISION_MARK,), is_hugging_face, read_hugging_face),
     Format("OpenAI", (CLIP_MARK,), is_openai, read_openai),
     Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
+    Format("ImAge", IMAGE_MARKS, is_image, read_image),
     Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark),
     Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
