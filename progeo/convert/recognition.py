@@ -16,6 +16,7 @@ from progeo.convert.openai import is_openai, read_openai
 from progeo.convert.openibl import OPENIBL_MARKS, is_openibl, read_openibl
 from progeo.convert.published_progeo import PROGEO_MARKS, is_published_progeo, read_published_progeo
 from progeo.convert.pytorch_netvlad import PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad
+from progeo.convert.selavpr import SELAVPR_MARKS, is_selavpr, read_selavpr
 from progeo.convert.source import Source
 from progeo.convert.vg_benchmark import is_vg_benchmark, read_vg_benchmark
 from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP_CONFIG
@@ -42,6 +43,7 @@ FORMATS = (
     Format("OpenAI", (CLIP_MARK,), is_openai, read_openai),
     Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
     Format("ImAge", IMAGE_MARKS, is_image, read_image),
+    Format("SelaVPR++", SELAVPR_MARKS, is_selavpr, read_selavpr),
     Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark),
     Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),

@@ -29,12 +29,16 @@ from progeo.models.backbones.family import Traits
 from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
 
 
-def test_gem_head_equals_the_definition():
+@pytest.mark.parametrize("local_linear", [False, True])
+def test_gem_head_equals_the_definition(local_linear):
     torch.manual_seed(0)
-    head = GeM(5, 3).double()
+    head = GeM(5, 3, local_linear=local_linear).double()
     head.p.data.fill_(2.5)
     feature_map = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     for descriptor, channels in zip(head(feature_map), feature_map, strict=True):
+        if local_linear:
+            layer = head.local_linear
+            channels = torch.einsum("oc,cyx->oyx", layer.weight, channels) + layer.bias[:, None, None]
         pooled = torch.zeros(5, dtype=torch.float64)
         for c in range(5):
             total = 0.0

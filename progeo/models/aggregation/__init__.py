@@ -71,7 +71,7 @@ class Aggregation:
     `check_map(height, width, stride=None)`, which refuses maps of sizes that have no such parts."""
 
 
-def _features_dim(traits: Traits) -> int:
+def _features_dim(traits: Traits, **_: Any) -> int:
     return traits.features_dim
 
 
@@ -101,7 +101,10 @@ def _token_dim(traits: Traits) -> int:
 
 AGGREGATIONS: dict[str, Aggregation] = {
     "gem": Aggregation(
-        build=lambda traits, dim: GeM(traits.channels, dim), needs=("map",), dim=_features_dim, any_dim=True
+        build=lambda traits, dim, local_linear=False: GeM(traits.channels, dim, local_linear=local_linear),
+        needs=("map",),
+        dim=_features_dim,
+        any_dim=True,
     ),
     "mean": Aggregation(build=lambda traits, dim: MeanPool(), needs=("map",), dim=_channels),
     "mean_linear": Aggregation(
