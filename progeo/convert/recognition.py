@@ -8,6 +8,7 @@ from pathlib import Path
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.cosplace import is_cosplace, read_cosplace
 from progeo.convert.divide_and_classify import is_divide_and_classify, read_divide_and_classify
+from progeo.convert.edtformer import EDTFORMER_MARKS, is_edtformer, read_edtformer
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hugging_face, read_hugging_face
 from progeo.convert.image import IMAGE_MARKS, is_image, read_image
 from progeo.convert.numbered_convnets import FIRST_LAYERS
@@ -44,6 +45,7 @@ FORMATS = (
     Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
     Format("ImAge", IMAGE_MARKS, is_image, read_image),
     Format("SelaVPR++", SELAVPR_MARKS, is_selavpr, read_selavpr),
+    Format("EDTformer", EDTFORMER_MARKS, is_edtformer, read_edtformer),
     Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark),
     Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
