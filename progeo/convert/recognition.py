@@ -9,7 +9,9 @@ from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.cosplace import is_cosplace, read_cosplace
 from progeo.convert.dinov2 import is_dinov2, read_dinov2
 from progeo.convert.divide_and_classify import is_divide_and_classify, read_divide_and_classify
+from progeo.convert.edtformer import EDTFORMER_MARKS, is_edtformer, read_edtformer
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hugging_face, read_hugging_face
+from progeo.convert.image import IMAGE_MARKS, is_image, read_image
 from progeo.convert.megaloc import MEGALOC_MARKS, is_megaloc, read_megaloc
 from progeo.convert.numbered_convnets import FIRST_LAYERS
 from progeo.convert.open_clip import is_open_clip, read_open_clip
@@ -18,6 +20,7 @@ from progeo.convert.openibl import OPENIBL_MARKS, is_openibl, read_openibl
 from progeo.convert.published_progeo import PROGEO_MARKS, is_published_progeo, read_published_progeo
 from progeo.convert.pytorch_netvlad import PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad
 from progeo.convert.salad import SALAD_MARKS, is_salad, read_salad
+from progeo.convert.selavpr import SELAVPR_MARKS, is_selavpr, read_selavpr
 from progeo.convert.source import Source
 from progeo.convert.vg_benchmark import is_vg_benchmark, read_vg_benchmark
 from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP_CONFIG
@@ -43,6 +46,9 @@ FORMATS = (
     Format("Hugging Face", (VISION_MARK,), is_hugging_face, read_hugging_face),
     Format("OpenAI", (CLIP_MARK,), is_openai, read_openai),
     Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
+    Format("ImAge", IMAGE_MARKS, is_image, read_image),
+    Format("SelaVPR++", SELAVPR_MARKS, is_selavpr, read_selavpr),
+    Format("EDTformer", EDTFORMER_MARKS, is_edtformer, read_edtformer),
     Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark),
     Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),

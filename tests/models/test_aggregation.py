@@ -29,12 +29,16 @@ from progeo.models.backbones.family import Traits
 from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
 
 
-def test_gem_head_equals_the_definition():
+@pytest.mark.parametrize("local_linear", [False, True])
+def test_gem_head_equals_the_definition(local_linear):
     torch.manual_seed(0)
-    head = GeM(5, 3).double()
+    head = GeM(5, 3, local_linear=local_linear).double()
     head.p.data.fill_(2.5)
     feature_map = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     for descriptor, channels in zip(head(feature_map), feature_map, strict=True):
+        if local_linear:
+            layer = head.local_linear
+            channels = torch.einsum("oc,cyx->oyx", layer.weight, channels) + layer.bias[:, None, None]
         pooled = torch.zeros(5, dtype=torch.float64)
         for c in range(5):
             total = 0.0
@@ -70,8 +74,13 @@ TRAINING = {
     "text.weight": 0,
     "training.batch_size": 2,
 }
-FEATURES = {"map": (2, 5, 3, 4), "token": (2, 4)}
-SMALL: dict[str, dict[str, int]] = {"salad": {"num_clusters": 6, "cluster_dim": 4, "token_dim": 3, "hidden_dim": 8}}
+ALIKE = dataclasses.replace(TRAITS, channels=16, token_dim=16)
+TRAITS_OF = {"edtformer": ALIKE}
+"""Traits for aggregations that do not take all."""
+SMALL: dict[str, dict[str, int]] = {
+    "edtformer": {"num_queries": 3, "channels": 6, "rows": 2},
+    "salad": {"num_clusters": 6, "cluster_dim": 4, "token_dim": 3, "hidden_dim": 8},
+}
 """Options of aggregations whose defaults are for larger maps."""
 
 
@@ -81,12 +90,13 @@ def name(request):
 
 
 def test_every_aggregation_makes_descriptors_of_its_dimension_from_its_parts(name):
-    row = AGGREGATIONS[name]
+    row, traits = AGGREGATIONS[name], TRAITS_OF.get(name, TRAITS)
+    sizes = {"map": (2, traits.channels, 3, 4), "token": (2, traits.token_dim)}
     for dim in (None, 7) if row.any_dim else (None,):
-        module = build_aggregation(name, TRAITS, dim, **SMALL.get(name, {}))
-        parts = [torch.rand(FEATURES[part], requires_grad=True) for part in row.needs]
+        module = build_aggregation(name, traits, dim, **SMALL.get(name, {}))
+        parts = [torch.rand(sizes[part], requires_grad=True) for part in row.needs]
         descriptors = module(*parts)
-        assert descriptors.shape == (2, aggregation_dim(name, TRAITS, dim, SMALL.get(name, {}), "net"))
+        assert descriptors.shape == (2, aggregation_dim(name, traits, dim, SMALL.get(name, {}), "net"))
         lengths = descriptors.norm(dim=1)
         assert torch.allclose(lengths, torch.ones(2)) == row.always_normalized
         descriptors.cos().sum().backward()
@@ -98,7 +108,7 @@ def test_every_aggregation_refuses_another_dimension_unless_it_takes_any(name):
         assert aggregation_dim(name, TRAITS, 7, {}, "net") == 7
         return
     with pytest.raises(ValueError, match=rf"net with {name} have \d+ dimensions, `descriptor_dim` cannot be 7"):
-        build_aggregation(name, TRAITS, 7, architecture="net")
+        build_aggregation(name, TRAITS_OF.get(name, TRAITS), 7, architecture="net")
 
 
 def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
@@ -168,7 +178,9 @@ def test_a_dimension_below_one_is_refused(dim):
 
 
 def test_dimensions_are_those_of_features_channels_or_token():
-    assert {name: aggregation_dim(name, TRAITS, None, {}, "net") for name in AGGREGATIONS} == {
+    dims = {name: aggregation_dim(name, TRAITS_OF.get(name, TRAITS), None, {}, "net") for name in AGGREGATIONS}
+    assert dims == {
+        "edtformer": 256 * 16,
         "gem": 6,
         "mean": 5,
         "mean_linear": 5,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from progeo.models.aggregation.edtformer import EDTformer, check_edtformer
 from progeo.models.aggregation.gem import GeM
 from progeo.models.aggregation.mean import L2Norm, MeanLinear, MeanPool
 from progeo.models.aggregation.netvlad import (
@@ -24,6 +25,7 @@ __all__ = [
     "AGGREGATIONS",
     "SALAD",
     "Aggregation",
+    "EDTformer",
     "GeM",
     "L2Norm",
     "MeanLinear",
@@ -71,7 +73,12 @@ class Aggregation:
     `check_map(height, width, stride=None)`, which refuses maps of sizes that have no such parts."""
 
 
-def _features_dim(traits: Traits) -> int:
+def _edtformer_dim(traits: Traits, *, channels: int, rows: int, **options: Any) -> int:
+    check_edtformer(traits, channels=channels, rows=rows, **options)
+    return channels * rows
+
+
+def _features_dim(traits: Traits, **_: Any) -> int:
     return traits.features_dim
 
 
@@ -99,9 +106,34 @@ def _token_dim(traits: Traits) -> int:
     return traits.token_dim
 
 
+def _build_edtformer(
+    traits: Traits,
+    dim: int,
+    num_queries: int = 64,
+    num_layers: int = 2,
+    num_heads: int = 16,
+    channels: int = 256,
+    rows: int = 16,
+    dropout: float = 0.1,
+) -> nn.Module:
+    return EDTformer(
+        _channels(traits),
+        num_queries=num_queries,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        channels=channels,
+        rows=rows,
+        dropout=dropout,
+    )
+
+
 AGGREGATIONS: dict[str, Aggregation] = {
+    "edtformer": Aggregation(build=_build_edtformer, needs=("map", "token"), dim=_edtformer_dim),
     "gem": Aggregation(
-        build=lambda traits, dim: GeM(traits.channels, dim), needs=("map",), dim=_features_dim, any_dim=True
+        build=lambda traits, dim, local_linear=False: GeM(traits.channels, dim, local_linear=local_linear),
+        needs=("map",),
+        dim=_features_dim,
+        any_dim=True,
     ),
     "mean": Aggregation(build=lambda traits, dim: MeanPool(), needs=("map",), dim=_channels),
     "mean_linear": Aggregation(

@@ -50,7 +50,16 @@ class Families(MutableMapping[str, Family]):
         return len(self._rows)
 
 
-FAMILIES = Families({"torchvision": "torchvision:Torchvision", "open_clip": "open_clip:OpenClip", "timm": "timm:Timm"})
+FAMILIES = Families(
+    {
+        "torchvision": "torchvision:Torchvision",
+        "open_clip": "open_clip:OpenClip",
+        "timm": "timm:Timm",
+        "aggregation_tokens": "aggregation_tokens:AggregationTokens",
+        "multiconv_adapters": "side_networks:MultiConvAdapters",
+        "lopa": "side_networks:LowRankAdapters",
+    }
+)
 """Families by name; a plugin adds rows. Of those that know an architecture named without its family, the first counts.
 """
 
