@@ -119,8 +119,8 @@ def check_method(settings: EncoderSettings) -> None:
     batches.check(settings.training, num_processes)
     check_needs(settings.losses, {**_given(settings), **batches.given(settings.training)})
     _check_comparisons(settings, batches, num_processes)
-    learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
-    check_validation(settings.validation, settings.training, learns_classes=learns_classes)
+    learns = any(row.learns_classes for _, row in enabled_terms(settings.losses))
+    check_validation(settings.validation, settings.training, learns_classes=learns and batches.labels_are_classes)
 
 
 def _given(settings: EncoderSettings) -> dict[str, str]:
@@ -243,8 +243,9 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     teacher = _build_teacher(settings, needs, accelerator)
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
-    sizes = [*map(len, class_ids)]
-    source = TermSource(encoder.descriptor_dim, sizes, text_features, class_ids, teacher_dim, logit_scale)
+    source = TermSource(
+        encoder.descriptor_dim, images.classes_per_group, text_features, class_ids, teacher_dim, logit_scale
+    )
     if "regions" in needs:
         encoder.check_regions()
     kind = batch_kind(settings.training)

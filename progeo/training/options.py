@@ -418,10 +418,13 @@ class TrainingOptions(TrainerOptions):
 
     batches: str = "classes"
     """How batches are drawn: classes draws images_per_class images of each of several classes of a group (P x K
-    sampling); tuples mines queries with a positive and hard negatives (NetVLAD, SFRS, WAKD); images draws any images,
-    for distillation without labels. A plugin may add others."""
+    sampling); places does so with the places that data.train_folder names, as GSV-Cities does, of at least
+    cells.min_images_per_class images, one region (city) after the other; tuples mines queries with a positive and hard
+    negatives (NetVLAD, SFRS, WAKD); images draws any images, for distillation without labels. A plugin may add
+    others."""
     iterations_per_epoch: PositiveInt = 10_000
-    """Number of batches per epoch. An epoch of tuples ends when every query was drawn, if that is earlier."""
+    """Number of batches per epoch. An epoch of tuples or places ends when every query or place was drawn, if that is
+    earlier."""
     batch_size: PositiveInt = 32
     """Number of images, or of tuples, per batch, over all processes."""
     images_per_class: PositiveInt = 1
