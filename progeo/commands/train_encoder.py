@@ -212,6 +212,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     from progeo.models.aggregation import AGGREGATIONS
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
+    from progeo.training.batches import crop_size
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
     from progeo.training.places import TrainingPlaces, check_classes
@@ -247,7 +248,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         encoder.descriptor_dim, images.classes_per_group, text_features, class_ids, teacher_dim, logit_scale
     )
     if "regions" in needs:
-        encoder.check_regions()
+        encoder.check_regions(crop_size(settings.training, encoder))
     kind = batch_kind(settings.training)
     start = AggregationStart(settings.out / "stage2" / "centroids.hdf5", settings.seed)
     batches = kind.load()(
@@ -315,5 +316,7 @@ def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:
 
 
 def _epochs_may_change(settings: EncoderSettings) -> tuple[str, ...]:
-    """Return the setting of epochs unless the schedule depends on it: another number would be another cosine."""
-    return () if settings.training.schedule.startswith("cosine") else ("training.epochs",)
+    """Return the setting of epochs unless the schedule depends on it: another number would be another curve."""
+    training = settings.training
+    is_line = training.schedule == "linear" and training.decay_steps is None
+    return () if is_line or training.schedule.startswith("cosine") else ("training.epochs",)

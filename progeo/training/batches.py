@@ -20,6 +20,7 @@ from progeo.data.samplers import ClassSampler
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.transfer import is_asynchronous
+from progeo.models.backbones.position_embedding import as_height_width, check_sides
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.places.options import CellOptions
@@ -56,7 +57,7 @@ class Batches(ABC):
         data: how images are read.
         augmentation: strength of the augmentation.
         training: number and size of batches.
-        encoder: the encoder in training: crops are resized to its image size, and it may choose the images.
+        encoder: the encoder in training: it tells the size of crops unless the options do, and may choose the images.
         seed: seed of the sampling and the augmentation.
         accelerator: gives the index of this process and the number of processes.
         work: folder below which files may be that are only needed for a while.
@@ -86,7 +87,7 @@ class Batches(ABC):
         self.source, self.needs, self.options, self.work = source, needs, options, work
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
         self.encoder, self.accelerator = encoder, accelerator
-        self.crop = build_crop(augmentation, encoder.image_size, encoder.resize)
+        self.crop = build_crop(augmentation, crop_size(training, encoder), encoder.resize)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.pins = is_asynchronous(accelerator.device)
         """Whether images are put into pinned memory."""
@@ -385,6 +386,19 @@ class ImageBatches(ClassBatches):
         batches = self.sampler(np.arange(len(rows) + 1), epoch, first_step)  # as if each were a class
         for step, (crops, _, rows_read) in self.loaded(images, batches, epoch):
             yield self.micro_batches(crops, {"rows": rows_read}, self._changes(epoch, step).of(batches.part))
+
+
+def crop_size(training: TrainingOptions, encoder: Encoder) -> tuple[int, int]:
+    """Return the height and width of crops.
+
+    Raises:
+        ValueError: the encoder takes no images of the size that the options give.
+    """
+    if training.image_size is None:
+        return encoder.image_size
+    height, width = as_height_width(training.image_size)
+    check_sides("`training.image_size`", height, width, encoder.traits)
+    return height, width
 
 
 def check_parts(training: TrainingOptions, num_processes: int) -> None:
