@@ -396,9 +396,10 @@ def crop_size(training: TrainingOptions, encoder: Encoder) -> tuple[int, int]:
     """
     if training.image_size is None:
         return encoder.image_size
-    height, width = as_height_width(training.image_size)
-    check_sides("`training.image_size`", height, width, encoder.traits)
-    return height, width
+    name = "training.image_size"
+    size = as_height_width(training.image_size, name=name)
+    check_sides(f"`{name}`", *size, encoder.traits)
+    return size
 
 
 def check_parts(training: TrainingOptions, num_processes: int) -> None:
