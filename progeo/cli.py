@@ -168,6 +168,12 @@ COMMANDS = {
         "progeo dataset split city/train --every 4 --out city_split",
         ("folder",),
     ),
+    "dataset merge": Command(
+        "dataset_merge:merge_datasets",
+        "make one training set of several, with places by name or by cells",
+        "progeo dataset merge gsv sf_xl/train --cells.num_groups 1 --out unified",
+        ("folders...",),
+    ),
     "dataset views": Command(
         "dataset_views:cut_panoramas",
         "cut 360 degree panoramas into perspective views",

@@ -142,6 +142,12 @@ COMMANDS = {
     "dataset split": Writing(
         lambda w: ["dataset", "split", w.city / "train", "--every", 4, "--out", w.work / "split", "--link", "true"]
     ),
+    "dataset merge": Writing(
+        lambda w: [
+            *("dataset", "merge", w.city / "train", w.city / "val/database", "--out", w.work / "merged"),
+            *("--cells.min_images_per_class", 2, "--cells.num_groups", 1),
+        ]
+    ),
     "dataset views": Writing(
         lambda w: ["dataset", "views", w.given / "panoramas", "--out", w.work / "views", "--headings", 3, "--size", 32]
     ),

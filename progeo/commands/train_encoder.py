@@ -119,8 +119,8 @@ def check_method(settings: EncoderSettings) -> None:
     batches.check(settings.training, num_processes)
     check_needs(settings.losses, {**_given(settings), **batches.given(settings.training)})
     _check_comparisons(settings, batches, num_processes)
-    learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
-    check_validation(settings.validation, settings.training, learns_classes=learns_classes)
+    learns = any(row.learns_classes for _, row in enabled_terms(settings.losses))
+    check_validation(settings.validation, settings.training, learns_classes=learns and batches.labels_are_classes)
 
 
 def _given(settings: EncoderSettings) -> dict[str, str]:
@@ -212,6 +212,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     from progeo.models.aggregation import AGGREGATIONS
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
+    from progeo.training.batches import crop_size
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
     from progeo.training.places import TrainingPlaces, check_classes
@@ -243,10 +244,11 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     teacher = _build_teacher(settings, needs, accelerator)
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
-    sizes = [*map(len, class_ids)]
-    source = TermSource(encoder.descriptor_dim, sizes, text_features, class_ids, teacher_dim, logit_scale)
+    source = TermSource(
+        encoder.descriptor_dim, images.classes_per_group, text_features, class_ids, teacher_dim, logit_scale
+    )
     if "regions" in needs:
-        encoder.check_regions()
+        encoder.check_regions(crop_size(settings.training, encoder))
     kind = batch_kind(settings.training)
     start = AggregationStart(settings.out / "stage2" / "centroids.hdf5", settings.seed)
     batches = kind.load()(
@@ -314,5 +316,7 @@ def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:
 
 
 def _epochs_may_change(settings: EncoderSettings) -> tuple[str, ...]:
-    """Return the setting of epochs unless the schedule depends on it: another number would be another cosine."""
-    return () if settings.training.schedule.startswith("cosine") else ("training.epochs",)
+    """Return the setting of epochs unless the schedule depends on it: another number would be another curve."""
+    training = settings.training
+    is_line = training.schedule == "linear" and training.decay_steps is None
+    return () if is_line or training.schedule.startswith("cosine") else ("training.epochs",)

@@ -53,3 +53,10 @@ class SplitSettings:
     seed: NonNegativeInt | None = None
     """Hold out as many positions, or images of each class, at random. null takes them in the order of names."""
     cells: CellOptions = field(default_factory=CellOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """Settings of merging data sets."""
+
+    cells: CellOptions = field(default_factory=CellOptions)

@@ -1,8 +1,8 @@
 """Augmentation: random crops of single images as they are read, and color jitter of batches on the device.
 
-The distributions are those of torchvision's ColorJitter and RandomResizedCrop. All parameters of a batch are drawn in
-advance by one generator on the CPU, so the same seed gives the same augmentation on every device, and each process
-takes the parameters of its share of the batch. `color_plan` arranges them for `jitter_colors`, also on the CPU.
+The distributions are those of torchvision's ColorJitter, RandomResizedCrop and RandAugment. All parameters of a batch
+are drawn in advance by one generator on the CPU, so the same seed gives the same augmentation on every device, and each
+process takes the parameters of its share of the batch. `color_plan` arranges them for `jitter_colors`, also on the CPU.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from progeo.data.crops import CROP_DRAWS, RandomCrop
+from progeo.data.crops import CROP_DRAWS, RandAugmentedCrop, RandomCrop
 from progeo.data.options import Augmentation
 from progeo.image_files import Resize
 
@@ -54,7 +54,10 @@ def draw_changes(augmentation: Augmentation, count: int, generator: Generator) -
 
 def build_crop(augmentation: Augmentation, size: tuple[int, int], resize: Resize = "bilinear") -> RandomCrop:
     """Build the crop to (height, width) pixels that uses the random numbers drawn by `draw_changes`."""
-    return RandomCrop(size, augmentation.crop_scale, augmentation.crop_ratio, resize)
+    how = (size, augmentation.crop_scale, augmentation.crop_ratio, resize)
+    if not augmentation.rand_augment:
+        return RandomCrop(*how)
+    return RandAugmentedCrop(*how, augmentation.rand_augment, augmentation.rand_augment_magnitude)
 
 
 class ColorPlan(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import InterpolationMode, RandAugment
 from torchvision.transforms.v2 import functional as F
 
 from progeo.image_files import Resize
@@ -90,3 +90,20 @@ class RandomCrop:
         box_height = min(height, max(1, round(width / self.ratio[0])))
         box_width = min(width, max(1, round(height * self.ratio[1])))
         return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+@dataclass(frozen=True)
+class RandAugmentedCrop(RandomCrop):
+    """Crop as `RandomCrop`, and apply random operations to the result (RandAugment; Cubuk et al., 2020)."""
+
+    num_operations: int = 3
+    magnitude: int = 9
+    """Magnitude of the operations, from 0 to 30."""
+
+    def __call__(self, image: Tensor, draws: np.ndarray) -> Tensor:
+        """Crop as `RandomCrop` does; the bits of the first random number are the seed of the operations."""
+        augment = RandAugment(self.num_operations, self.magnitude, interpolation=InterpolationMode.BILINEAR)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(draws[0] * 2**53))
+            augmented = augment(super().__call__(image, draws))
+        return augmented.movedim(0, -1).contiguous().movedim(-1, 0)  # channels last, as the crop was

@@ -48,6 +48,11 @@ class Augmentation:
     """Range of a random crop's area as a fraction of the image area, before resizing; 1 and 1 disable cropping."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of a random crop's aspect ratio, width / height, before resizing."""
+    rand_augment: int = 0
+    """Number of random operations of RandAugment that each crop gets before the changes of color, 3 in trainings on
+    GSV-Cities; 0 applies none."""
+    rand_augment_magnitude: int = 9
+    """Magnitude of the operations of RandAugment, from 0 to 30."""
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -57,6 +62,10 @@ class Augmentation:
             raise ValueError(f"`hue` must be from 0 to 0.5, got {self.hue}.")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"`crop_scale` must rise within 0 to 1, got {list(self.crop_scale)}.")
+        if self.rand_augment < 0:
+            raise ValueError(f"`rand_augment` must be a number of operations, 0 or more, got {self.rand_augment}.")
+        if not 0 <= self.rand_augment_magnitude <= 30:
+            raise ValueError(f"`rand_augment_magnitude` must be from 0 to 30, got {self.rand_augment_magnitude}.")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"`crop_ratio` must rise and be positive, got {list(self.crop_ratio)}.")
 

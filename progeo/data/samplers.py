@@ -20,6 +20,7 @@ class ClassSampler(Sampler[list[int]]):
         seed, epoch: determine the order.
         first_batch: batches before this one are skipped.
         process, num_processes: this process's share of each batch.
+        regions: region of each class from 0, int64 (C,), whose classes are used one after the other; None mixes all.
     """
 
     offsets: np.ndarray
@@ -32,6 +33,7 @@ class ClassSampler(Sampler[list[int]]):
     first_batch: int = 0
     process: int = 0
     num_processes: int = 1
+    regions: np.ndarray | None = None
 
     @property
     def part(self) -> slice:
@@ -47,7 +49,12 @@ class ClassSampler(Sampler[list[int]]):
 
         @lru_cache(maxsize=2)  # the order of millions of images takes longer than a step
         def order_of(turn: int) -> np.ndarray:
-            return np.random.default_rng([self.seed, self.epoch, 0, turn]).permutation(all_classes)
+            generator = np.random.default_rng([self.seed, self.epoch, 0, turn])
+            order = generator.permutation(all_classes)
+            if self.regions is None:
+                return order
+            ranks = generator.permutation(int(self.regions.max()) + 1)
+            return order[np.argsort(ranks[self.regions[order]], kind="stable")]
 
         for step in range(self.first_batch, self.num_batches):
             indices = np.arange(step * num_classes, (step + 1) * num_classes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import utm
 from scipy.spatial import cKDTree
 
@@ -104,6 +105,8 @@ def check_dataset(
     else:
         (catalogue,) = catalogues.values()
         report["classes"], partition = _classes(catalogue, cells)
+        if catalogue.places is not None:
+            report["places"] = _places(catalogue, cells.min_images_per_class)
     if page is not None:
         elsewhere = [np.array([] if each is None else list(each.elsewhere), np.int64) for each in extents.values()]
         write_dataset_page(
@@ -240,6 +243,21 @@ def _partition(catalogue: Catalogue, cells: CellOptions) -> tuple[Partition | No
     return partition, {**used, "classes": num_classes, "images": sum(len(group.rows) for group in partition.groups)}
 
 
+def _places(catalogue: Catalogue, min_images: int) -> dict[str, int]:
+    """Count the places by name, and those of them that are trained on."""
+    assert catalogue.places is not None  # it has some
+    names = pc.value_counts(catalogue.places)
+    counts = names.field("counts").to_numpy()[pc.not_equal(names.field("values"), "").to_numpy(zero_copy_only=False)]
+    enough = counts[counts >= min_images]
+    return {
+        "places": len(counts),
+        "images": int(counts.sum()),
+        "min_images": min_images,
+        "places_with_enough_images": len(enough),
+        "images_of_these": int(enough.sum()),
+    }
+
+
 def _groups(partition: Partition) -> dict[str, Any]:
     sizes = [np.diff(group.offsets) for group in partition.groups]
     values, images = np.unique(np.concatenate(sizes), return_counts=True)
@@ -264,6 +282,12 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "queries_without_positive" in report:
         yield f"queries without a positive: {len(report['queries_without_positive'])}"
         return
+    if "places" in report:
+        counts = report["places"]
+        yield (
+            f"places: {counts['places']:,} of {counts['images']:,} images; {counts['places_with_enough_images']:,} "
+            f"have at least {counts['min_images']}, together {counts['images_of_these']:,} images"
+        )
     is_few = report["classes"]["classes"] < _FEW_CLASSES
     for counts in (report["classes"], *(report["classes"]["with_other_cells"] if is_few else ())):
         groups = f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else ""

@@ -162,14 +162,14 @@ class Encoder(nn.Module):
         return self.projection(regions)
 
     @torch.no_grad()
-    def check_regions(self) -> None:
-        """Check that images of `image_size` have regions.
+    def check_regions(self, image_size: tuple[int, int]) -> None:
+        """Check that images of a height and width have regions.
 
         Raises:
             ValueError: their feature map cannot be divided; the message names sizes that fit.
         """
         was_training = self.training
-        feature_map = self.eval().features(self.mean.new_zeros(1, 3, *self.image_size)).map
+        feature_map = self.eval().features(self.mean.new_zeros(1, 3, *image_size)).map
         self.train(was_training)
         assert feature_map is not None  # an aggregation with regions takes a map
         self.aggregation.check_map(*feature_map.shape[2:], stride=self.traits.stride)  # type: ignore[operator]

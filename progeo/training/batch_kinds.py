@@ -32,6 +32,7 @@ class BatchKind:
 
 BATCHES: dict[str, BatchKind] = {
     "classes": BatchKind("progeo.training.batches:ClassBatches"),
+    "places": BatchKind("progeo.training.batches:PlaceBatches"),
     "tuples": BatchKind("progeo.training.tuples:TupleBatches", "mining", MiningOptions),
     "images": BatchKind("progeo.training.batches:ImageBatches"),
 }

@@ -20,11 +20,18 @@ from progeo.data.samplers import ClassSampler
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.transfer import is_asynchronous
+from progeo.models.backbones.position_embedding import as_height_width, check_sides
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.places.options import CellOptions
 from progeo.training.options import TrainingOptions
-from progeo.training.places import TrainingImages, TrainingPlaces, read_training_places
+from progeo.training.places import (
+    TrainingImages,
+    TrainingNamedPlaces,
+    TrainingPlaces,
+    read_named_places,
+    read_training_places,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Batches(ABC):
         data: how images are read.
         augmentation: strength of the augmentation.
         training: number and size of batches.
-        encoder: the encoder in training: crops are resized to its image size, and it may choose the images.
+        encoder: the encoder in training: it tells the size of crops unless the options do, and may choose the images.
         seed: seed of the sampling and the augmentation.
         accelerator: gives the index of this process and the number of processes.
         work: folder below which files may be that are only needed for a while.
@@ -60,6 +67,8 @@ class Batches(ABC):
 
     unit = "images"
     """What `batch_size` counts."""
+    labels_are_classes = True
+    """Whether labels, if there are any, stand for cells, so that a classifier can be kept and validated."""
 
     def __init__(
         self,
@@ -78,7 +87,7 @@ class Batches(ABC):
         self.source, self.needs, self.options, self.work = source, needs, options, work
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
         self.encoder, self.accelerator = encoder, accelerator
-        self.crop = build_crop(augmentation, encoder.image_size, encoder.resize)
+        self.crop = build_crop(augmentation, crop_size(training, encoder), encoder.resize)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.pins = is_asynchronous(accelerator.device)
         """Whether images are put into pinned memory."""
@@ -241,14 +250,17 @@ class ClassBatches(Batches):
                 targets["positions"] = torch.from_numpy(positions).float()
             yield self.micro_batches(crops, targets, self._changes(epoch, step).of(batches.part))
 
-    def sampler(self, offsets: np.ndarray, epoch: int, first_step: int) -> ClassSampler:
+    def sampler(
+        self, offsets: np.ndarray, epoch: int, first_step: int, *, regions: np.ndarray | None = None
+    ) -> ClassSampler:
         """Build the sampler of this process's part of each batch of an epoch, see `ClassSampler`."""
         training = self.training
         return ClassSampler(
             offsets,
+            regions=regions,
             batch_size=training.batch_size,
             images_per_class=training.images_per_class,
-            num_batches=training.iterations_per_epoch,
+            num_batches=self.steps_per_epoch,
             seed=self.seed,
             epoch=epoch,
             first_batch=first_step,
@@ -285,6 +297,56 @@ class ClassBatches(Batches):
             )
             for part in parts
         ]
+
+
+class PlaceBatches(ClassBatches):
+    """P x K sampling of places by name: in an epoch, each is drawn at most once, region after region; see `Batches`."""
+
+    source: TrainingNamedPlaces  # type: ignore[assignment] # not of cells
+    labels_are_classes = False
+
+    @staticmethod
+    def read(data: DataOptions, cells: CellOptions, options: Any) -> TrainingImages:
+        """Read the training images and their places."""
+        return read_named_places(data.train_folder, cells)
+
+    @staticmethod
+    def given(training: TrainingOptions) -> dict[str, str]:
+        """Return what the batches give loss terms: labels, and pairs if the options allow."""
+        given = ClassBatches.given(training)
+        of_cells = "they are of cells, and `training.batches` places takes places by name: set it to classes"
+        return {"labels": given["labels"], "pairs": given["pairs"], "text": of_cells, "positions": of_cells}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in which no place is twice, or `iterations_per_epoch` if that is lower."""
+        places = self.training.batch_size // self.training.images_per_class
+        return max(1, min(self.training.iterations_per_epoch, len(self.source.places) // places))
+
+    def summary(self) -> list[str]:
+        """Say how many images, places and regions there are."""
+        places = self.source.places
+        return [
+            f"images      {len(places.rows):,} of {len(self.source.catalogue):,} are of places with enough images",
+            f"places      {len(places):,} in {len(np.unique(places.regions)):,} regions, one region after the other",
+        ]
+
+    def group_of(self, epoch: int) -> int:
+        """Return the only group."""
+        return 0
+
+    def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
+        """Yield this process's part of each batch of an epoch, as micro-batches.
+
+        Raises:
+            ValueError: too many images of the data set or all images of a place cannot be read.
+        """
+        places = self.source.places
+        images = LabeledImages(self.sets[0], places.rows, places.offsets, self.crop)
+        batches = self.sampler(places.offsets, epoch, first_step, regions=places.regions)
+        for step, (crops, labels, rows) in self.loaded(images, batches, epoch):
+            targets = {"labels": labels, "rows": rows}
+            yield self.micro_batches(crops, targets, self._changes(epoch, step).of(batches.part))
 
 
 class ImageBatches(ClassBatches):
@@ -324,6 +386,20 @@ class ImageBatches(ClassBatches):
         batches = self.sampler(np.arange(len(rows) + 1), epoch, first_step)  # as if each were a class
         for step, (crops, _, rows_read) in self.loaded(images, batches, epoch):
             yield self.micro_batches(crops, {"rows": rows_read}, self._changes(epoch, step).of(batches.part))
+
+
+def crop_size(training: TrainingOptions, encoder: Encoder) -> tuple[int, int]:
+    """Return the height and width of crops.
+
+    Raises:
+        ValueError: the encoder takes no images of the size that the options give.
+    """
+    if training.image_size is None:
+        return encoder.image_size
+    name = "training.image_size"
+    size = as_height_width(training.image_size, name=name)
+    check_sides(f"`{name}`", *size, encoder.traits)
+    return size
 
 
 def check_parts(training: TrainingOptions, num_processes: int) -> None:

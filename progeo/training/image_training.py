@@ -103,8 +103,10 @@ class ImageTraining(Task):
     @property
     def learning_rates(self) -> dict[str, float]:
         """The current learning rates of the encoder and, if a loss term has parameters, of these."""
-        _, encoder, *heads = [group["lr"] for group in self.optimizer.param_groups]
-        return {"encoder_learning_rate": encoder, **({"head_learning_rate": heads[0]} if heads else {})}
+        encoder, _, *others = [group["lr"] for group in self.optimizer.param_groups]
+        backbone, heads = (others[:2], others[2:]) if self.options.backbone_factor != 1 else ([], others)
+        rates = {"encoder": [encoder], "backbone": backbone, "head": heads}
+        return {f"{name}_learning_rate": of_groups[0] for name, of_groups in rates.items() if of_groups}
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
@@ -240,15 +242,20 @@ def _optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.
 def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) -> list[dict[str, Any]]:
     """Split the parameters into the encoder's matrices and kernels, which decay, its others, and those of the terms.
 
-    The classifier of an idle group gets no gradient, so the optimizer does not change it.
+    If the backbone has a rate of its own, its parameters follow those of the rest of the encoder. The classifier of an
+    idle group gets no gradient, so the optimizer does not change it.
     """
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    constant, decay = options.head_schedule == "constant", options.weight_decay
+    constant, decay, rate = options.head_schedule == "constant", options.weight_decay, options.encoder_learning_rate
+    backbone = {*encoder.backbone.parameters()} if options.backbone_factor != 1 else set()
+    parts = [([each for each in encoder.parameters() if each not in backbone], rate)]
+    if backbone:
+        parts.append(([*encoder.backbone.parameters()], options.backbone_factor * rate))
     kinds = [
-        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, decay, False),
-        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, decay * options.decay_norms, False),
-        *((group, options.head_learning_rate, 0.0, constant) for group in terms.parameter_groups()),
+        ([each for each in part if each.requires_grad and (each.ndim > 1) == is_matrix], own_rate, own_decay, False)
+        for part, own_rate in parts
+        for is_matrix, own_decay in ((True, decay), (False, decay * options.decay_norms))
     ]
+    kinds += [(group, options.head_learning_rate, 0.0, constant) for group in terms.parameter_groups()]
     names = ("params", "base_lr", "weight_decay", "constant")
     return [{**dict(zip(names, kind, strict=True)), "lr": kind[1]} for kind in kinds]
 

@@ -331,15 +331,21 @@ class TrainerOptions:
     """Number of epochs. Each trains on one group and ends with a validation."""
     schedule: Schedule = "constant"
     """Schedule of the learning rates: constant; cosine, which decays to zero over all epochs at every step;
-    cosine_epochs, the same once per epoch; step, which multiplies them by decay_factor after every decay_epochs epochs;
-    plateau, which does so after decay_epochs epochs without a better validation; or loss_plateau, which does so after
-    decay_epochs epochs in a row whose mean training loss is not below that of all former epochs on the same group."""
+    cosine_epochs, the same once per epoch; linear, which falls to end_factor over decay_steps; step, which multiplies
+    them by decay_factor after every decay_epochs epochs; plateau, which does so after decay_epochs epochs without a
+    better validation; or loss_plateau, which does so after decay_epochs epochs in a row whose mean training loss is not
+    below that of all former epochs on the same group."""
     warmup_steps: NonNegativeInt = 0
     """Number of warmup steps, over which the learning rates rise at the start. 0 starts at the full rates."""
     decay_epochs: PositiveInt = 10
     """Number of epochs before a decay of the schedules step, plateau and loss_plateau."""
     decay_factor: OpenUnitInterval = 0.5
     """Factor of the learning rates at a decay of the schedules step, plateau and loss_plateau."""
+    end_factor: ClosedUnitInterval = 0.0
+    """Factor of the learning rates at the end of the schedule linear."""
+    decay_steps: PositiveInt | None = None
+    """Number of steps after the warmup over which the schedule linear falls; later steps keep end_factor. null takes
+    all steps."""
     min_learning_rate: PositiveFloat | None = None
     """End the training when the schedule has lowered the learning rate of the encoder below this. null trains all
     epochs."""
@@ -418,14 +424,20 @@ class TrainingOptions(TrainerOptions):
 
     batches: str = "classes"
     """How batches are drawn: classes draws images_per_class images of each of several classes of a group (P x K
-    sampling); tuples mines queries with a positive and hard negatives (NetVLAD, SFRS, WAKD); images draws any images,
-    for distillation without labels. A plugin may add others."""
+    sampling); places does so with the places that data.train_folder names, as GSV-Cities does, of at least
+    cells.min_images_per_class images, one region (city) after the other; tuples mines queries with a positive and hard
+    negatives (NetVLAD, SFRS, WAKD); images draws any images, for distillation without labels. A plugin may add
+    others."""
     iterations_per_epoch: PositiveInt = 10_000
-    """Number of batches per epoch. An epoch of tuples ends when every query was drawn, if that is earlier."""
+    """Number of batches per epoch. An epoch of tuples or places ends when every query or place was drawn, if that is
+    earlier."""
     batch_size: PositiveInt = 32
     """Number of images, or of tuples, per batch, over all processes."""
     images_per_class: PositiveInt = 1
     """K of P x K sampling: number of different images of the same class in a batch, as far as the class has them."""
+    image_size: int | tuple[int, int] | None = None
+    """Size in pixels that crops are resized to in training: one side of a square, or height and width. null takes
+    encoder.image_size, the size of validation, final test and the kept encoder; a smaller one costs less."""
     micro_batches: PositiveInt = 1
     """Number of micro-batches that a process splits its images of a batch into. More of them use less memory for the
     same gradient, except with batch norm, gram and attention, which compare the images of a micro-batch. Several
@@ -441,6 +453,9 @@ class TrainingOptions(TrainerOptions):
     """Momentum of sgd."""
     encoder_learning_rate: PositiveFloat = 1e-5
     """Learning rate of the encoder."""
+    backbone_factor: PositiveFloat = 1.0
+    """Factor of encoder_learning_rate for the backbone, such as 0.2: the aggregation, which starts untrained, learns
+    faster."""
     head_learning_rate: PositiveFloat = 1e-2
     """Learning rate of the parts beside the encoder: the classifiers, and the linear maps from descriptors to text
     features and to those of a teacher."""

@@ -1,5 +1,6 @@
 """Overview that stage 2 logs before it starts: data, groups, parameters and estimated memory."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ _MAX_NAMES = 4
 def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
     """Return the overview as a screenful of lines."""
     options, encoder = training.options, training.encoder
-    height, width = encoder.image_size
+    height, width = training.drawn.crop.size
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
     beside = sum(p.numel() for p in training.terms.parameters() if p.requires_grad)
@@ -76,17 +77,17 @@ def estimated_memory(training: ImageTraining) -> Memory:
     states += (1 + copies) * max(sum(map(parameter_bytes, modules)) for modules in groups)
     states += max(sum(buffer.nbytes for module in modules for buffer in module.buffers()) for modules in groups)
     at_once = training.drawn.images_per_step // (accelerator.num_processes * options.micro_batches)
-    one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
-    pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
+    shape = (3, *training.drawn.crop.size)
+    one, two = (_kept_for_gradient(encoder, (count, *shape), accelerator) for count in (1, 2))
     # The bytes of an image, and the floats that jitter and normalization turn them into.
-    images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
+    images = one + (at_once - 1) * (two - one) + at_once * math.prod(shape) * (1 + 3 * 4)
     cached = training.bytes_in_memory
     return Memory(states, images, at_once, cached)
 
 
-def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -> int:
-    """Measure the bytes that the encoder saves for the backward pass of `count` images, at the training precision."""
-    images = torch.zeros(count, 3, *encoder.image_size, device=accelerator.device)
+def _kept_for_gradient(encoder: Encoder, shape: tuple[int, ...], accelerator: Accelerator) -> int:
+    """Measure the bytes saved for the backward pass of images of a shape, at the precision of training."""
+    images = torch.zeros(shape, device=accelerator.device)
     was_training = encoder.training
     encoder.eval()  # these must not change the batch-norm statistics
     with autocast(accelerator):

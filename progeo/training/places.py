@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from progeo.models.state_dicts import weights_digest
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import DescribedPartition, Partition, build_partition, check_same_partition, class_centers
 from progeo.places.geographic import Frame, frame_of, positions_m
+from progeo.places.named_places import NamedPlaces, named_places
 from progeo.places.options import CellOptions
 from progeo.training.starting_encoder import starting_statistics
 
@@ -55,11 +56,20 @@ class _Stored(_Images, total=False):
     crops: str
 
 
+class _DescribedPlaces(TypedDict):
+    """Places by name in `places.json`."""
+
+    places: int
+    place_images: str
+
+
 @dataclass(frozen=True)
 class TrainingImages:
     """Training images without classes."""
 
     catalogue: Catalogue
+    described_as: ClassVar[type | None] = None
+    """Typed dict of what `describe` returns; None if that is nothing."""
 
     @property
     def catalogues(self) -> tuple[Catalogue, ...]:
@@ -70,6 +80,11 @@ class TrainingImages:
     def class_ids(self) -> list[np.ndarray]:
         """Class ids of each group, int64 (C, 3); a single group without any where there are no classes."""
         return [np.empty((0, 3), np.int64)]
+
+    @property
+    def classes_per_group(self) -> list[int]:
+        """Number of labels of each group."""
+        return [*map(len, self.class_ids)]
 
     def describe(self) -> Mapping[str, Any]:
         """Return what `check_same` compares besides the images."""
@@ -88,6 +103,7 @@ class TrainingPlaces(TrainingImages):
     """Training images and their classes."""
 
     partition: Partition
+    described_as = DescribedPartition
 
     @property
     def class_ids(self) -> list[np.ndarray]:
@@ -123,6 +139,31 @@ class TrainingPlaces(TrainingImages):
         return self.positions_m[rows] - class_centers(class_ids, cell_side_m=side)
 
 
+@dataclass(frozen=True)
+class TrainingNamedPlaces(TrainingImages):
+    """Training images and their places by name, a single group."""
+
+    places: NamedPlaces
+    described_as = _DescribedPlaces
+
+    @property
+    def classes_per_group(self) -> list[int]:
+        """Number of places."""
+        return [len(self.places)]
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the number and the fingerprint of the places."""
+        return {"places": len(self.places), "place_images": self.places.fingerprint}
+
+    def check_same(self, stored: Mapping[str, Any], what: str) -> None:
+        """Check that `what` was begun with the same places."""
+        if stored["place_images"] != self.places.fingerprint:
+            raise ValueError(
+                f"{what} was begun with {stored['places']:,} places, now there are {len(self.places):,}, not all the "
+                f"same or with other images: name another `out`."
+            )
+
+
 def check_classes(partition: Partition) -> None:
     """Check that labels can be learned: warn of groups with a single class, whose cross-entropy is always 0.
 
@@ -146,6 +187,12 @@ def read_training_places(train_folder: Path, cells: CellOptions) -> TrainingPlac
     """Read the training images and partition them into groups of classes."""
     catalogue = read_catalogue(train_folder)
     return TrainingPlaces(catalogue, build_partition(catalogue, **vars(cells)))
+
+
+def read_named_places(train_folder: Path, cells: CellOptions) -> TrainingNamedPlaces:
+    """Read the training images and their places that have as many images as a class must have."""
+    catalogue = read_catalogue(train_folder, positions="ignored")
+    return TrainingNamedPlaces(catalogue, named_places(catalogue, min_images=cells.min_images_per_class))
 
 
 @dataclass(frozen=True)
@@ -182,8 +229,9 @@ class LearnedFrom:
         stored = read_json(path)
         if not isinstance(stored, dict) or not {"image_list", *self.images.describe()} <= stored.keys():
             raise ValueError(f"{path} does not say what the run learned from: it is corrupt. Name another `out`.")
-        for kind in (_Stored, *([DescribedPartition] if self.images.describe() else [])):
-            as_kind(stored, kind, path, advice="Name another `out`.")
+        for kind in (_Stored, self.images.described_as):
+            if kind is not None:
+                as_kind(stored, kind, path, advice="Name another `out`.")
         if self.validation is not None and stored.get("crops") != _CROPS:
             raise ValueError(
                 f"The run in {run.path} was begun by an earlier version, which cropped images after they were resized, "

@@ -20,7 +20,7 @@ from progeo.training.loss_terms import LossTerm, enabled_terms
 from progeo.training.options import TextOptions
 from progeo.training.places import TrainingPlaces
 
-_NO_TERMS = ("loss", "skipped", "epoch", "encoder_learning_rate")
+_NO_TERMS = ("loss", "skipped", "epoch", "encoder_learning_rate", "backbone_learning_rate")
 """Names of the numbers in logs that are no loss terms."""
 Inputs = Mapping[str, Tensor]
 """What a term computes from, by the names of its needs: `descriptors` float32 (b, D), `labels` int64 (b,) ..."""

@@ -364,6 +364,8 @@ class Trainer:
             warmup_steps=options.warmup_steps,
             steps_per_epoch=self.task.steps_per_epoch,
             decayed=options.decay_factor**decays,
+            end_factor=options.end_factor,
+            decay_steps=options.decay_steps,
         )
 
     def _compare_loss(self, loss: float) -> None:

@@ -184,8 +184,8 @@ def check_validation(options: ValidationOptions, training: TrainerOptions, *, le
     row = validation_of(options)
     if row.needs_classifier and not learns_classes:
         raise ValueError(
-            f"`validation.kind` {options.kind} needs the vectors of a classifier, and no loss term learns any: set "
-            f"`head.weight` above 0, or take another kind."
+            f"`validation.kind` {options.kind} needs the vectors that a classifier learns for cells, and no loss "
+            f"term learns any: set `head.weight` above 0 with `training.batches` classes, or take another kind."
         )
     if row.has_measures and options.folder is None:
         raise ValueError(

@@ -2,12 +2,14 @@
 
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import InterpolationMode, RandAugment
 from torchvision.transforms.v2 import functional as F
 
-from progeo.data.augmentation import Changes, _jittered_batch, color_plan, draw_changes, jitter_colors
+from progeo.data.augmentation import Changes, _jittered_batch, build_crop, color_plan, draw_changes, jitter_colors
 from progeo.data.options import Augmentation
 
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -52,6 +54,29 @@ def test_a_seed_draws_the_numbers_that_it_has_always_drawn():
     assert changes.turns.tolist() == pytest.approx([-0.2929140, 0.1297364], abs=1e-6)
     assert changes.order.tolist() == [[0, 3, 1, 2], [1, 0, 3, 2]]
     assert changes.crops[:, 0].tolist() == pytest.approx([0.7630434112, 0.5309402860], abs=1e-9)
+
+
+def test_operations_of_rand_augment_are_torchvisions_and_depend_on_the_numbers_of_the_image_alone():
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=generator())
+    how = {"crop_scale": (1.0, 1.0), "rand_augment": 3, "rand_augment_magnitude": 15}
+    crop, plain = (build_crop(Augmentation(**each), (32, 32)) for each in (how, {"crop_scale": (1.0, 1.0)}))
+    draws = draw_changes(Augmentation(**how), 20, generator()).crops.numpy()
+    assert np.array_equal(draws, draw_changes(Augmentation(), 20, generator()).crops.numpy())
+    before = torch.get_rng_state()
+    first, again = ([crop(image, each) for each in draws] for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert len({each.numpy().tobytes() for each in first}) > 10
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(draws[4, 0] * 2**53))
+        expected = RandAugment(3, 15, interpolation=InterpolationMode.BILINEAR)(plain(image, draws[4]))
+    assert torch.equal(first[4], expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rand_augment", -1), ("rand_augment_magnitude", 31)])
+def test_numbers_of_rand_augment_that_cannot_be_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be .*, got {value}"):
+        Augmentation(**{name: value})
 
 
 @ways

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from progeo.data.crops import CROP_DRAWS, RandomCrop
+from progeo.data.crops import CROP_DRAWS, RandAugmentedCrop, RandomCrop
 from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import batches_by_shape, build_loader, cache_images, read_batches
@@ -98,8 +98,9 @@ def test_batches_have_channels_last_in_memory_as_networks_take_them(folder, num_
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_training_batches_have_channels_last_in_memory(folder, num_workers):
-    crop = RandomCrop((32, 24), (0.5, 1.0), (0.75, 1.33))
+@pytest.mark.parametrize("kind", [RandomCrop, RandAugmentedCrop])
+def test_training_batches_have_channels_last_in_memory(folder, num_workers, kind):
+    crop = kind((32, 24), (0.5, 1.0), (0.75, 1.33))
     images = LabeledImages(CatalogueImages(read_catalogue(folder)), np.arange(6), np.array([0, 2, 6]), crop)
     batch = [(row, np.linspace(0.1, 0.9, CROP_DRAWS)) for row in (3, 1, 5)]
     assert all(images[key][0].movedim(0, -1).is_contiguous() for key in batch)

@@ -53,6 +53,18 @@ def test_p_classes_give_k_images_each_that_differ_as_far_as_the_class_has_them()
     np.testing.assert_allclose(share, np.repeat(0.2 / sizes, sizes), rtol=0.25)
 
 
+def test_classes_of_a_region_follow_each_other_and_still_come_once():
+    regions = np.array([1, 0, 1, 2, 0])
+    orders = set()
+    for epoch in range(60):
+        stream = np.concatenate([classes_of(batch) for batch in batches(num_batches=5, epoch=epoch, regions=regions)])
+        for turn in stream.reshape(4, 5):
+            assert sorted(turn) == [0, 1, 2, 3, 4]
+            assert np.count_nonzero(np.diff(regions[turn])) == 2
+            orders.add(tuple(turn))
+    assert len(orders) == 6 * 2 * 2  # of three regions, two of them with two classes
+
+
 def test_an_epoch_covers_all_once_with_the_remainder_and_no_empty_batch():
     for count, sizes in ((10, [4, 4, 2]), (8, [4, 4]), (3, [3])):
         parts = permuted_batches(count, 4, seed=0, epoch=0)

@@ -210,3 +210,14 @@ def test_zeros_are_flagged_by_table_and_check_and_stay_out_of_the_map(tmp_path, 
     assert 'href="https://www.openstreetmap.org/?mlat=52.20014&amp;mlon=0.11409' in page
     bounds = json.loads(re.search(r'id="map-data">(.*?)</script>', page)[1])["bounds"]
     assert bounds == pytest.approx([52.2, 0.11409, 52.20027, 0.11409])
+
+
+def test_places_by_name_are_counted(train, tmp_path):
+    catalogue = read_catalogue(train)
+    names = pa.array(["a/1"] * 12 + ["a/2"] * 3 + ["b/1"] * 9 + [""] * (len(catalogue) - 24))
+    Catalogue(train, catalogue.table.append_column("place", names)).save(train.with_suffix(".arrow"))
+    report = checked(train, cells=CellOptions(min_images_per_class=9))
+    assert "places: 3 of 24 images; 2 have at least 9, together 21 images" in str(report).splitlines()
+    assert report["places"] == {
+        **{"places": 3, "images": 24, "min_images": 9, "places_with_enough_images": 2, "images_of_these": 21}
+    }

@@ -3,24 +3,32 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from contracts import assert_same_state, check_resume, training_builder
 from PIL import ExifTags, Image
+from running import parsed
 from torchvision.transforms.v2 import functional as F
 
+from progeo.commands.dataset_merge import merge_datasets
+from progeo.config.datasets import MergeSettings
 from progeo.data.augmentation import build_crop, color_plan, draw_changes
 from progeo.data.decode import read_image
 from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
+from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
-from progeo.places.catalogue import read_catalogue
+from progeo.models.options import HeadOptions
+from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.options import CellOptions
 from progeo.training.batch_kinds import BATCHES, batch_kind
 from progeo.training.batches import ClassBatches
-from progeo.training.options import MiningOptions, TrainingOptions
+from progeo.training.loss_terms import check_needs, default_losses
+from progeo.training.options import MiningOptions, TextOptions, TrainingOptions
 
 SHAPES = [(70, 90), (64, 64), (120, 50), (40, 200)]
 SIZE = (32, 48)
@@ -28,14 +36,18 @@ SIZE = (32, 48)
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
-    """Four places with three photos each, of four shapes."""
-    folder = tmp_path_factory.mktemp("photos")
+    """Four places with three photos each, of four shapes, and an index that names the places."""
+    folder = tmp_path_factory.mktemp("photos") / "train"
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for place in range(4):
         for photo in range(3):
             shape = (*SHAPES[(place + photo) % 4], 3)
             name = f"@{550000 + 10 * place + photo}@4180000@.png"
             Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    found = read_catalogue(folder)
+    named = found.table.append_column("place", pa.array([f"a/{int(east) % 1000 // 10}" for east in found.east]))
+    Catalogue(folder, named).save(folder.with_suffix(".arrow"))
     return read_catalogue(folder)
 
 
@@ -129,6 +141,13 @@ def test_their_state_returns_and_they_are_found_by_their_name(kind, catalogue):
     assert batch_kind(TrainingOptions(batches=kind)) is BATCHES[kind]
 
 
+def named(config, out):
+    """The training images of a configuration, with their classes as places by name."""
+    settings = parsed("train encoder", "--config", config)["settings"]
+    merge_datasets((settings.data.train_folder,), out=out, settings=MergeSettings(cells=settings.cells))
+    return out
+
+
 def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path, request):
     settings = {"training.batches": kind, "text.weight": 0}
     if kind == "classes":
@@ -137,6 +156,9 @@ def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config
         encoder = request.getfixturevalue("encoder")
         save_encoder(tmp_path / "teacher", encoder.eval(), provenance={}, recalls={})
         settings |= {"head.weight": 0, "cosine.weight": 1, "teacher.encoder": tmp_path / "teacher"}
+    elif kind == "places":
+        settings |= {"data.train_folder": named(config, tmp_path / "named"), "training.images_per_class": 2}
+        settings["multi_similarity.weight"] = 1
     else:
         settings |= {"head.weight": 0, "tuples.weight": 1, "mining.negatives": 3, "training.batch_size": 4}
     settings["out"] = tmp_path / "run"
@@ -162,6 +184,54 @@ def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue):
             (used,) = (row for row, crop in zip(rows, crops, strict=True) if torch.equal(image, crop))
             center = group.class_ids[label, :2] + 5
             assert position.tolist() == [catalogue.east[used] - center[0], catalogue.north[used] - center[1]]
+
+
+def test_places_give_the_images_that_have_their_name_once_in_an_epoch(catalogue):
+    batches = build(catalogue, "places", num_workers=0, batch_size=2)
+    assert batches.steps_per_epoch == 2  # of two of four places each
+    names, drawn = catalogue.places.to_pylist(), []
+    for (piece,) in batches.of_epoch(0, first_step=0):
+        for label, row in zip(piece.targets["labels"].tolist(), piece.targets["rows"].tolist(), strict=True):
+            assert names[row] == batches.source.places.names[label].as_py()
+            drawn.append(label)
+    assert sorted(drawn) == [0, 1, 2, 3]
+    assert build(catalogue, "places", batch_size=1).steps_per_epoch == 4
+    assert [line[12:] for line in batches.summary()] == [
+        "12 of 12 are of places with enough images",
+        "4 in 1 regions, one region after the other",
+    ]
+
+
+def test_what_places_by_name_cannot_give_is_refused():
+    training = TrainingOptions(batches="places", batch_size=8, images_per_class=4)
+    given = BATCHES["places"].load().given(training)
+    assert (given["labels"], given["pairs"]) == ("", "")
+    losses = {**default_losses(), "text": TextOptions(weight=1.0)}
+    with pytest.raises(ValueError, match=r"`text.weight` above 0 needs text features .*places takes places by name"):
+        check_needs(losses, {"descriptors": "", "text": "", **given})
+    losses = {**default_losses(), "head": HeadOptions(smoothing_m=5.0), "text": TextOptions(weight=0.0)}
+    with pytest.raises(ValueError, match=r"`head.smoothing_m` needs east and north .*: they are of cells"):
+        check_needs(losses, {"descriptors": "", **given})
+
+
+def test_a_run_on_places_resumes_with_the_same_places_only(config, tmp_path):
+    folder = named(config, tmp_path / "named")
+    settings = {"training.batches": "places", "data.train_folder": folder, "text.weight": 0}
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    training = training_builder(config, settings)()
+    training.learned_from.keep(run)
+    training.learned_from.check(run, ())
+    assert training.classifier() is None
+    assert training.terms.terms["head"].heads[0].head.weight.shape[0] == len(training.drawn.source.places)
+    source = read_catalogue(folder)
+    names = pc.replace_substring(source.table["place"], "cells", "other")
+    changed = source.table.set_column(source.table.column_names.index("place"), "place", names)
+    Catalogue(source.folder, changed).save(folder.with_suffix(".arrow"), {"root": str(source.folder)})
+    with pytest.raises(ValueError, match=r"was begun with 8 places, now there are 8, not all the same or with other"):
+        training_builder(config, settings)().learned_from.check(run, ())
+    with pytest.raises(ValueError, match="classification needs the vectors that a classifier learns for cells"):
+        training_builder(config, {**settings, "validation.kind": "classification"})
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores

@@ -153,6 +153,38 @@ def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
     assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([1e-3, 1e-3, 1e-2])
 
 
+def test_the_backbone_may_have_a_rate_of_its_own(build):
+    training = build("--training.backbone_factor", "0.2", "--training.weight_decay", "0.1")
+    rest, rest_norms, backbone, backbone_norms, *heads = training.optimizer.param_groups
+    assert [each["lr"] for each in (rest, rest_norms, backbone, backbone_norms)] == pytest.approx(
+        [1e-3, 1e-3] + [2e-4] * 2
+    )
+    assert [each["weight_decay"] for each in (rest, rest_norms, backbone, backbone_norms)] == [0.1, 0, 0.1, 0]
+    of_backbone = {*training.encoder.backbone.parameters()}
+    assert {*backbone["params"], *backbone_norms["params"]} == of_backbone
+    assert {*rest["params"], *rest_norms["params"]} == {*training.encoder.parameters()} - of_backbone
+    assert all(each.ndim > 1 for each in backbone["params"]) and all(
+        each.ndim <= 1 for each in backbone_norms["params"]
+    )
+    assert training.learning_rates == pytest.approx(
+        {"encoder_learning_rate": 1e-3, "backbone_learning_rate": 2e-4, "head_learning_rate": 1e-2}
+    )
+    assert [len(heads), *build().learning_rates] == [3, "encoder_learning_rate", "head_learning_rate"]
+
+
+def test_crops_may_be_smaller_than_the_images_of_the_encoder(build, config, tmp_path):
+    words = ("--training.image_size", "[32, 48]", "--data.fast_decode", "true")
+    training = build(*words)
+    ((piece,), *_) = training.batches(0, first_step=0)
+    assert piece.images.shape[2:] == (32, 48)
+    assert (training.encoder.image_size, training.drawn.crop.size) == ((64, 64), (32, 48))
+    lines = overview(training, model=settings_of(config).model)
+    assert lines[2] == "epochs      3, each of 2 steps of 4 images, cropped to 32 x 48 pixels"
+    assert math.isfinite(one_epoch(training, tmp_path)["loss"])
+    with pytest.raises(ValueError, match=r"^`training.image_size` must be at least 32 pixels a side, got 16 x 16"):
+        build("--training.image_size", "16")
+
+
 @pytest.mark.parametrize(
     "change", [("--training.micro_batches", "2"), ("--training.gradient_checkpointing", "true")], ids=lambda c: c[0]
 )
@@ -186,7 +218,10 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
         ),
         (["--head.weight", "0", "--text.weight", "0"], "`head.weight`, .* are all 0: there is no loss to train with"),
         (["--training.batches", "tuples"], "`head.weight` above 0 needs class labels .*: nothing in"),
-        (["--training.batches", "pairs"], "`training.batches` must be one of classes, tuples, images, got 'pairs'"),
+        (
+            ["--training.batches", "pairs"],
+            "`training.batches` must be one of classes, places, tuples, images, got 'pairs'",
+        ),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(config, arguments, words):

@@ -184,6 +184,14 @@ def test_learning_rates_follow_epochs_and_validations(build, how, expected):
     assert trainer.task.rates[::STEPS] == trainer.task.rates[2::STEPS] == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_line_falls_over_its_steps_or_over_all(build):
+    for decay_steps, over in ((6, 6), (None, 4 * STEPS)):
+        trainer = build(f"over_{over}", schedule="linear", end_factor=0.2, decay_steps=decay_steps, epochs=4)
+        trained(trainer)
+        expected = [0.1 * (1 - 0.8 * min(1, step / over)) for step in range(4 * STEPS)]
+        assert trainer.task.rates == pytest.approx(expected)
+
+
 def of_two_groups(trainer, losses):
     """A trainer whose epochs are of two groups in turn and have the given mean losses."""
     task = trainer.task

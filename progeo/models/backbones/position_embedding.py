@@ -15,15 +15,18 @@ _CUBIC = -0.75
 """Parameter a of torch's bicubic kernel."""
 
 
-def as_height_width(image_size: ImageSize) -> tuple[int, int]:
+def as_height_width(image_size: ImageSize, *, name: str = "image_size") -> tuple[int, int]:
     """Convert an image size to (height, width) in pixels.
+
+    Args:
+        name: what it is called in errors.
 
     Raises:
         ValueError: a side below 32 pixels.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"`image_size` must be at least {MIN_SIDE} pixels a side, got {height} x {width}.")
+        raise ValueError(f"`{name}` must be at least {MIN_SIDE} pixels a side, got {height} x {width}.")
     return height, width
 
 

@@ -1,0 +1,85 @@
+"""Merge catalogues into one whose images have places: by name where they have some, else by cells."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.cells import build_partition
+from progeo.places.geographic import degrees_of
+from progeo.places.options import CellOptions
+
+_OF_CELLS = "cells"
+"""First part of the names of places of cells."""
+_NUMBERS = {"east": pa.float64(), "north": pa.float64(), "zone": pa.int8(), "heading": pa.float64()}
+_TEXTS = ("condition", "time", "place")
+
+
+def merge_catalogues(catalogues: Sequence[Catalogue], cells: CellOptions) -> Catalogue:
+    """Merge catalogues of training images, each with the zones that it has.
+
+    The name of a place gets the path of its folder in front. Images without the column `place` are divided into cells
+    together, see `build_partition`: their places are called cells/GROUP/EAST_NORTH_HEADING, so that those of a region,
+    cells/GROUP, never touch. Images of no such class are excluded.
+
+    Args:
+        cells: how images without a place are divided.
+
+    Raises:
+        ValueError: images are there twice, or cannot be divided into cells.
+    """
+    folders = [catalogue.folder.resolve() for catalogue in catalogues]
+    root = Path(os.path.commonpath(folders))
+    tables = [_table(each, folder, root) for each, folder in zip(catalogues, folders, strict=True)]
+    named = [table for table in tables if "place" in table.column_names]
+    nameless = [table for table in tables if "place" not in table.column_names]
+    if nameless:
+        named.append(_with_cells(Catalogue(root, _together(nameless)), cells))
+    table = _together(named)
+    if twice := len(table) - pc.count_distinct(table["path"]).as_py():
+        raise ValueError(f"{twice:,} images are in the given folders twice: name folders that share none.")
+    return Catalogue(root, table)
+
+
+def _table(catalogue: Catalogue, folder: Path, root: Path) -> pa.Table:
+    """Return the columns of a catalogue that merged ones have, with paths and places below a root."""
+    held = catalogue.table
+    below = str(folder.relative_to(root))
+    columns = {"path": pc.if_else(pc.starts_with(held["path"], "/"), held["path"], _below(below, held["path"]))}
+    columns |= {name: held[name].cast(kind) for name, kind in _NUMBERS.items()}
+    degrees = degrees_of(catalogue)
+    if np.isfinite(degrees).any():
+        columns |= {name: pa.array(each) for name, each in zip(("latitude", "longitude"), degrees, strict=True)}
+    columns |= {name: held[name].cast(pa.large_string()) for name in _TEXTS if name in held.column_names}
+    if "place" in columns:
+        is_named = pc.not_equal(pc.fill_null(columns["place"], ""), "")
+        named = _below(folder.name if folder == root else below, columns["place"])
+        columns["place"] = pc.if_else(is_named, named, "")
+    return pa.table(columns)
+
+
+def _with_cells(catalogue: Catalogue, cells: CellOptions) -> pa.Table:
+    """Return the images of the classes of a catalogue, in their order, with their classes as places."""
+    partition = build_partition(catalogue, **vars(cells))
+    names: list[str] = []
+    labels = np.full(len(catalogue), -1)
+    for index, group in enumerate(partition.groups):
+        labels[group.rows] = len(names) + group.labels
+        names += [f"{_OF_CELLS}/{index}/{'_'.join(map(str, ids))}" for ids in group.class_ids.tolist()]
+    places = pa.array(names, pa.large_string()).take(pa.array(labels, mask=labels < 0))
+    return catalogue.table.append_column("place", places).filter(pc.is_valid(places))
+
+
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def _below(folder: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
+    if folder == ".":
+        return names
+    text = pa.large_string()
+    return pc.binary_join_element_wise(pa.scalar(folder, text), names.cast(text), pa.scalar("/", text))
