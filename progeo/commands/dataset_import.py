@@ -7,7 +7,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 
 def import_dataset(
-    kind: Literal["table", "photos", "dbstruct", "arrays", "msls", "gsv-cities"],
+    kind: Literal["table", "photos", "dbstruct", "arrays", "msls", "gsv-cities", "baidu"],
     source: Path,
     *,
     out: Path,
@@ -28,7 +28,8 @@ def import_dataset(
         kind: Kind of source. table is a .csv, .tsv, .parquet or .geojson file; photos is a folder of photos with GPS
             positions in their EXIF metadata; dbstruct is a .mat file such as pitts30k_test.mat or tokyo247.mat; arrays
             is a folder with the ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD or VPR-Bench; msls is a folder of
-            Mapillary Street-Level Sequences, and gsv-cities one of GSV-Cities, both as downloaded.
+            Mapillary Street-Level Sequences, gsv-cities one of GSV-Cities, and baidu one of Baidu Mall, all as
+            downloaded.
         source: File or folder to import.
         out: Output name. table, photos and gsv-cities write <out>.arrow, and <out> then stands for an image folder; the
             others write database.arrow and queries.arrow into the folder <out>, for `progeo evaluate --folder`.
@@ -41,7 +42,7 @@ def import_dataset(
             the column path.
         name: Prefix of the file names of arrays, such as pitts30k_val. Required if the folder holds several data sets.
         cities: Cities of msls to import, such as cph sf for the validation set, or of gsv-cities, such as London
-            Boston. null imports all cities in the folder.
+            Boston. null imports all cities in the folder, of msls without those in its folder test.
         subtask: Subtask of the msls benchmark whose images are imported. s2w is summer to winter, o2n old to new, d2n
             day to night, and w2s, n2o and n2d are the reverse; any imports every image. null takes all.
         positive_radius_m: Queries of msls without a database image within this many meters are excluded, as in the
@@ -54,6 +55,8 @@ def import_dataset(
         ValueError: the source cannot be read, or an option is not of this kind.
     """
     import inspect
+
+    import numpy as np
 
     from progeo.datasets.output import write_catalogue
     from progeo.datasets.readers import READERS
@@ -85,6 +88,8 @@ def import_dataset(
         write_catalogue(catalogue, out / side, link=link)
     if any(catalogue.positives is not None for catalogue in imported.catalogues.values()):
         LOGGER.info("the positives of each query are given: --positive_radius_m has no effect in an evaluation")
+    elif not any(np.isfinite(catalogue.east).any() for catalogue in imported.catalogues.values()):
+        LOGGER.info("neither positions nor positives are given: evaluate with --no_labels")
     return out
 
 

@@ -68,7 +68,7 @@ def evaluate(
         classifier: Encoder whose classifier chooses the cells, such as a folder that progeo classes wrote; it may be
             another network. null takes the classifier of the encoder.
         no_labels: Evaluate queries without known positions. Writes a report and the predictions, but no recalls; any
-            file names are accepted.
+            file names are accepted. With the protocol msls_challenge also the file for its evaluator.
         trust: Run the code of the repository that hub: names. It can do on this machine whatever you can.
         mixed_precision: Precision of the encoder.
     """

@@ -9,6 +9,7 @@ from progeo.datasets.query_sets import QuerySet, build_query_set
 from progeo.engine.log import LOGGER
 from progeo.evaluation.options import BenchmarkOptions
 from progeo.evaluation.protocols import Protocol, load_protocol
+from progeo.evaluation.uploads import check_uploadable
 from progeo.places.catalogue import Catalogue, Positions, read_catalogue
 from progeo.places.distances import is_wide
 
@@ -51,7 +52,7 @@ def load_benchmark(
     """
     protocol = None if options.protocol is None else load_protocol(options.protocol)
     options = with_protocol(options)
-    if protocol is not None and no_labels:
+    if protocol is not None and no_labels and not protocol.upload:
         raise ValueError(f"`protocol` {protocol.name} needs known positions: omit `no_labels` or `protocol`.")
     if not options.recall_ns:
         raise ValueError("`recall_ns` must name at least one N. Use for example 1,5,10,20.")
@@ -63,6 +64,15 @@ def load_benchmark(
     database, queries = _read_sides(folder, options, no_labels=no_labels, classes=classes)
     if protocol is not None:
         protocol.check(folder, None if classes is not None else len(database), len(queries))
+        if protocol.positives_given and classes is None and queries.positives is None:
+            raise ValueError(
+                f"`protocol` {protocol.name} needs the positives of each query, and {queries.folder} has none: import "
+                f"the data set with `progeo dataset import`."
+            )
+        if protocol.upload:
+            if classes is not None:
+                raise ValueError(f"`protocol` {protocol.name} judges database images: omit it, or set `by` to images.")
+            check_uploadable(database, queries, options.recall_ns)
         LOGGER.info("%s; comparable with %s", protocol.description, protocol.comparable)
     if no_labels:
         query_set = QuerySet(database, queries, None)

@@ -33,6 +33,7 @@ from progeo.evaluation.report import shown_queries
 from progeo.evaluation.results import write_results, write_unlabeled_results
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import distances_of
+from progeo.evaluation.uploads import write_upload
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors
 from progeo.features.extract import FeatureExtractor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
@@ -301,6 +302,9 @@ class Evaluator:
                 spreadsheet_safe=options.spreadsheet_safe,
                 show_paths=options.show_paths,
             )
+        protocol = None if options.protocol is None else load_protocol(options.protocol)
+        if protocol is not None and protocol.upload:
+            write_upload(results, out, protocol.name, num_queries=protocol.num_queries)
         query_rows = np.delete(np.arange(len(query_set.queries) + len(missing)), missing)
         return Evaluation(recalls, dim, found.exact_ms, results, query_rows)
 

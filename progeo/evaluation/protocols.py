@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib import resources
 from typing import Any
 
@@ -24,6 +24,13 @@ class Published:
     """Recall in percent as printed, by N."""
     source: str
     """Publication, year and table."""
+    sees_other_images: bool = False
+    """Whether descriptors depend on other test images, so that the recalls are not comparable."""
+
+    @property
+    def remark(self) -> str:
+        """What sets the recalls apart from those of other methods, or ""."""
+        return "not comparable: sees other test images" if self.sees_other_images else ""
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,21 @@ class Protocol:
 
     name: str
     description: str
-    database: str
-    """Name of the database folder."""
-    queries: str
-    """Name of the query folder."""
-    positive_radius_m: float
-    num_database: int
     num_queries: int
     comparable: str
     """Publications whose numbers are comparable."""
+    num_database: int | None = None
+    """Number of database images; None if publications do not say it exactly, so that any is accepted."""
+    database: str | None = None
+    """Name of the database folder; None takes that of the options."""
+    queries: str | None = None
+    """Name of the query folder; None takes that of the options."""
+    positive_radius_m: float = 25
+    positives_given: bool = False
+    """Whether the positives must be given with the queries, as they do not follow from positions in meters."""
+    upload: bool = False
+    """Whether queries may be without labels, and predictions are written as the file that the challenge's evaluator
+    reads."""
     one_per_panorama: bool = False
     """Whether only the best-ranked view of each panorama counts as a prediction."""
     conditions: tuple[str, ...] = ()
@@ -60,7 +73,8 @@ class Protocol:
                 f"{options.positive_angle_deg:g} would not be comparable: omit one of them."
             )
         names = ("database", "queries", "positive_radius_m", "one_per_panorama")
-        return replace(options, **{name: getattr(self, name) for name in names})
+        values = {name: getattr(self, name) for name in names}
+        return replace(options, **{name: value for name, value in values.items() if value is not None})
 
     def check(self, folder: object, num_database: int | None, num_queries: int) -> None:
         """Check that a folder has the image counts of the protocol.
@@ -71,6 +85,7 @@ class Protocol:
         Raises:
             ValueError: the counts differ; the message gives both.
         """
+        num_database = None if self.num_database is None else num_database
         if num_database is None and num_queries != self.num_queries:
             raise ValueError(
                 f"`protocol` {self.name} has {self.num_queries:,} queries, {folder} has {num_queries:,}, so its "
@@ -132,10 +147,12 @@ def _published(protocol: str, row: Mapping[str, Any]) -> Published:
     Raises:
         ValueError: a value is missing, unknown or impossible.
     """
-    wanted = [field.name for field in fields(Published)]
-    if row.keys() != {*wanted}:
+    names = [field.name for field in fields(Published)]
+    required = {field.name for field in fields(Published) if field.default is MISSING}
+    if not required <= row.keys() <= {*names}:
         raise ValueError(
-            f"A row of `published` in {protocol}.yaml must have exactly {', '.join(wanted)}, got {', '.join(row)}."
+            f"A row of `published` in {protocol}.yaml must have {', '.join(names)}, of which only sees_other_images "
+            f"may be missing; got {', '.join(row)}."
         )
     found = Published(**row)
     ns, percents = list(found.recalls), list(found.recalls.values())

@@ -177,11 +177,12 @@ def _measured_values(retrieved: Retrieved, measured: Measured | None) -> dict[st
 
 def _published_row(published: Published, ns: Sequence[int]) -> list[str]:
     percents = [f"{published.recalls[n]:.1f}" if n in published.recalls else "" for n in ns]
-    return [published.method, published.backbone, f"{published.dim:,}", *percents, published.source]
+    source = "; ".join(text for text in (published.source, published.remark) if text)
+    return [published.method, published.backbone, f"{published.dim:,}", *percents, source]
 
 
 def _curve(measure: str, recalls: Sequence[Recall], measured: Measured) -> Chart:
-    """Draw recall over N with its interval, chance, and published recalls as points."""
+    """Draw recall over N with its interval, chance, and published recalls that are comparable as points."""
     ns = [each.n for each in recalls]
     own = Series(
         "this encoder",
@@ -191,8 +192,8 @@ def _curve(measure: str, recalls: Sequence[Recall], measured: Measured) -> Chart
         high=[each.high for each in recalls],
     )
     chance = Series("chance", ns, [measured.chance[n] for n in ns], kind="reference")
-    published = []
-    for each, labels in zip(measured.published, _labels(measured.published), strict=True):
+    published, comparable = [], [each for each in measured.published if not each.sees_other_images]
+    for each, labels in zip(comparable, _labels(comparable), strict=True):
         ns, percents = list(each.recalls), list(each.recalls.values())
         published.append(Series(f"{each.method}, {each.dim}", ns, percents, kind="points", labels=labels))
     label = f"{measure}@N of all queries, %"

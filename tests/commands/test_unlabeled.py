@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from progeo.cli import main
 from progeo.commands.localize import localize
 from progeo.evaluation.comparison import Compared
 from progeo.evaluation.comparison_files import write_comparison
+from progeo.evaluation.protocols import load_protocol
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.options import WorkOptions
 from progeo.localization.place_index import open_place_index
@@ -163,3 +165,24 @@ def test_names_that_a_spreadsheet_would_run_are_quoted_on_request(index, tmp_pat
         write_comparison(tmp_path, [compared], spreadsheet_safe=bool(more))
         assert f"\n{quote}=1|<b>,2" in Path("compare.csv").read_text()
     assert r"| =1\|&lt;b&gt; | 2 |" in Path("compare.md").read_text()
+
+
+def test_predictions_for_a_challenge_are_written_as_its_evaluator_reads_them(tmp_path, monkeypatch):
+    for number in range(21):
+        gray(tmp_path / f"msls/test/miami/database/images/d{number}.jpg", 10 * number)
+    gray(tmp_path / "msls/test/miami/query/images/q0.jpg", 61)
+    gray(tmp_path / "msls/test/miami/query/images/q1.jpg", 199)
+    for side, count in (("database", 21), ("query", 2)):
+        rows = [f"{number},{side[0]}{number},True" for number in range(count)]
+        (tmp_path / f"msls/test/miami/{side}/subtask_index.csv").write_text("\n".join([",key,all", *rows]))
+    main(["dataset", "import", "msls", str(tmp_path / "msls"), "--cities", "miami", "--out", str(tmp_path / "set")])
+    small = replace(load_protocol("msls_challenge"), num_database=21, num_queries=2)
+    monkeypatch.setattr("progeo.evaluation.benchmark.load_protocol", lambda _: small)
+    out = tmp_path / "out"
+    evaluate = ["evaluate", "--encoder", "thumbnail", "--folder", tmp_path / "set", "--protocol", "msls_challenge"]
+    run(*evaluate, "--no_labels", "true", "--out", out, cache=tmp_path / "cache")
+    assert files_in(out) == {"predictions.csv", "report.html", "msls_challenge.csv", "msls_challenge.zip"}
+    lines = [line.split()[:2] for line in (out / "msls_challenge.csv").read_text().splitlines()]
+    assert lines == [["q0", "d6"], ["q1", "d20"]]
+    with pytest.raises(SystemExit, match=r"21 of 21 names in .* do not say where .*--no_labels"):
+        run(*evaluate, "--out", tmp_path / "labeled", cache=tmp_path / "cache")

@@ -10,9 +10,13 @@ import yaml
 
 from progeo.cli import main
 from progeo.evaluation import protocols
+from progeo.evaluation.benchmark import load_benchmark
 from progeo.evaluation.options import BenchmarkOptions
 from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.places.filename import format_names, parse_names
+
+WITHOUT_PUBLISHED = {"msls_val_full", "sf_landmark", "sf_xs_val", "sf_xs_test", "tokyo_xs", "baidu_mall_angle"}
+"""Protocols whose published numbers were not verified, or that nobody publishes."""
 
 
 @pytest.fixture
@@ -37,8 +41,9 @@ def test_every_protocol_says_what_it_is_and_with_what_it_can_be_compared(name):
     protocol = load_protocol(name)
     assert protocol.description
     assert protocol.comparable
-    assert protocol.positive_radius_m == 25
-    assert 0 < protocol.num_queries <= protocol.num_database
+    assert protocol.positive_radius_m == (10 if name.startswith("baidu") else 25)
+    assert protocol.num_queries > 0
+    assert (protocol.num_database is None) == (name == "sf_landmark")  # which publications round
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -49,13 +54,20 @@ def test_published_recalls_are_named_with_their_source_the_lowest_first(name):
         assert each.recalls.keys() <= {1, 5, 10}
         assert re.search(r"20\d\d", each.source)
         assert 32 <= each.dim <= 2**16
-    assert bool(published) == (name != "msls_val_full")  # whose published numbers were not verified
+    assert bool(published) == (name not in WITHOUT_PUBLISHED)
+    assert {each.method for each in published if each.sees_other_images} <= {"CricaVPR", "SAGE"}
+    assert all(each.sees_other_images for each in published if each.method in ("CricaVPR", "SAGE"))
+
+
+def test_the_queries_of_svox_by_condition_are_those_that_papers_count_together():
+    counts = [load_protocol(f"svox_{name}").num_queries for name in ("night", "overcast", "rain", "snow", "sun")]
+    assert sum(counts) == 4356  # CricaVPR, CVPR 2024, table 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"year": 2023}, "must have exactly method, backbone, dim, recalls, source, got .*year"),
+        ({"year": 2023}, "must have method, backbone, dim, recalls, source, sees_other_images, .* got .*year"),
         ({"recalls": {}}, "percents at rising N"),
         ({"recalls": {5: 90, 1: 80}}, "percents at rising N"),
         ({"recalls": {1: 90, 5: 80}}, "percents at rising N"),
@@ -75,7 +87,7 @@ def test_a_wrong_row_of_published_recalls_is_refused(tmp_path, monkeypatch, chan
 
 def test_an_unknown_protocol_is_refused_with_those_that_there_are():
     with pytest.raises(
-        ValueError, match=r"`protocol` 'pitts30' is not known: use one of .*pitts30k_test, sf_xl_test_v1"
+        ValueError, match=r"`protocol` 'pitts30' is not known: use one of .*pitts30k_test, .*sf_xl_test_v1"
     ):
         load_protocol("pitts30")
 
@@ -85,6 +97,37 @@ def test_a_protocol_sets_the_folders_the_criterion_and_panoramas():
     expected = BenchmarkOptions(radii_m=(1.0,), queries="queries_v1")
     assert load_protocol("sf_xl_test_v1").applied_to(options) == expected
     assert load_protocol("tokyo_247_panoramas").applied_to(options).one_per_panorama
+    svox = load_protocol("svox_night").applied_to(options)
+    assert (svox.database, svox.queries) == ("gallery", "queries_night")
+    assert load_protocol("sf_xs_test").applied_to(options).queries == "b"  # which two distributions call otherwise
+    assert load_protocol("baidu_mall").applied_to(options).positive_radius_m == 10
+
+
+def test_images_of_a_database_that_publications_round_are_not_counted():
+    protocol = load_protocol("sf_landmark")
+    protocol.check("here", 1_040_000, 598)
+    with pytest.raises(ValueError, match="sf_landmark has 598 queries, here has 803, so its recalls would not"):
+        protocol.check("here", 1_040_000, 803)
+
+
+@pytest.fixture
+def small_protocol(monkeypatch, tmp_path):
+    """Write a protocol with the counts of the toy city, and other values."""
+
+    def write(**values):
+        (tmp_path / "own/protocols").mkdir(parents=True)
+        counts = {"num_database": 12, "num_queries": 6, "description": "small", "comparable": "none"}
+        (tmp_path / "own/protocols/small.yaml").write_text(yaml.safe_dump({**counts, **values}))
+        monkeypatch.setattr(protocols, "resources", SimpleNamespace(files=lambda _: tmp_path / "own"))
+        return BenchmarkOptions(protocol="small", recall_ns=(1, 20))
+
+    return write
+
+
+def test_positives_that_do_not_follow_from_positions_must_be_given(val, small_protocol):
+    options = small_protocol(positives_given=True)
+    with pytest.raises(ValueError, match=r"`protocol` small needs the positives of each query, and .*queries has none"):
+        load_benchmark(val, options)
 
 
 def test_a_folder_with_other_counts_is_refused_with_both(val, tmp_path):

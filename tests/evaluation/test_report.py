@@ -148,12 +148,15 @@ def test_published_recalls_are_points_of_the_curve_and_a_table_with_sources(tmp_
     published = [
         Published("Old", "VGG-16", 4096, {1: 50.0}, "A paper, 2016"),
         Published("New", "ViT", 512, {1: 90.0, 5: 95.5}, "Another, 2024"),
+        Published("Peeking", "ViT", 512, {1: 99.5}, "Third, 2025", sees_other_images=True),
     ]
     html = written(tmp_path, retrieved(tmp_path), more={"published": published})
     assert table_of(html, "Published recalls of this protocol") == [
         ["Old", "VGG-16", "4,096", "50.0", "", "A paper, 2016"],
         ["New", "ViT", "512", "90.0", "95.5", "Another, 2024"],
+        ["Peeking", "ViT", "512", "99.5", "", "Third, 2025; not comparable: sees other test images"],
     ]
+    assert "Peeking, 512" not in html  # no point of the curve
     assert "New, 512: 95.5 at 5" in html
     assert "chance: 25 at 1" in html
     assert "Published recalls" not in written(tmp_path, retrieved(tmp_path))

@@ -31,6 +31,7 @@ from progeo.convert.source import Source
 from progeo.datasets import matlab_process
 from progeo.datasets.query_sets import QuerySet
 from progeo.datasets.readers.arrays import read_arrays
+from progeo.datasets.readers.baidu import read_baidu
 from progeo.datasets.readers.dbstruct import read_dbstruct
 from progeo.datasets.readers.ground_truth import build_side
 from progeo.datasets.readers.gsv_cities import read_gsv_cities
@@ -189,6 +190,23 @@ def make_gsv_cities(folder):
     }
     columns |= {"lat": ("59.90", "59.90", "59.91"), "lon": [10.7] * 3, "panoid": ("p0", "p0", "p1")}
     (folder / "Dataframes/Oslo.csv").write_text(lines(columns))
+
+
+def make_msls_test(folder):
+    for side in ("database", "query"):
+        make_images(folder / "test/miami" / side / "images")
+        (folder / "test/miami" / side / "subtask_index.csv").write_text(
+            lines({"": (0, 1, 2), "key": ("0", "1", "2"), "all": (True, True, False)})
+        )
+
+
+def make_baidu(folder):
+    camera = "900 0 500\n0 900 400\n0 0 1\n0 0 0\n0 -1 0\n1 0 0\n0 0 1\n12.5 3 -0.25\n1000 800\n"
+    for part in ("training", "query"):
+        make_images(folder / f"{part}_images_undistort")
+        (folder / f"{part}_gt").mkdir()
+        for image in sorted((folder / f"{part}_images_undistort").iterdir()):
+            (folder / f"{part}_gt" / f"{image.stem}.camera").write_text(camera)
 
 
 def make_photos(folder, ending):
@@ -433,6 +451,13 @@ READERS = {
         lambda folder: read_gsv_cities(folder, min_images=1),
         lambda path: str(path.parent.parent),
     ),
+    "msls, without positions": reader(
+        "test/miami/database/subtask_index.csv",
+        make_msls_test,
+        lambda folder: read_msls(folder / "test/miami"),
+        lambda path: "/miami",
+    ),
+    "baidu": reader("query_gt/0.camera", make_baidu, read_baidu),
     "photo, jpg": photos("jpg"),
     "photo, png": photos("png"),
     "photo, webp": photos("webp"),

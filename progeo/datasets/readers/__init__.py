@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from progeo.datasets.readers.arrays import read_arrays
+from progeo.datasets.readers.baidu import read_baidu
 from progeo.datasets.readers.dbstruct import read_dbstruct
 from progeo.datasets.readers.gsv_cities import read_gsv_cities
 from progeo.datasets.readers.msls import read_msls
@@ -54,6 +55,10 @@ def _gsv_cities(source: Path, *, cities: tuple[str, ...] = (), min_images: int =
     return Imported({"": read_gsv_cities(source, cities, min_images=min_images)})
 
 
+def _baidu(source: Path) -> Imported:
+    return Imported(read_baidu(source))
+
+
 def _with_files(sides: Mapping[str, Catalogue]) -> Imported:
     for catalogue in sides.values():
         check_files(catalogue)
@@ -68,6 +73,7 @@ READERS: Mapping[str, Callable[..., Imported]] = MappingProxyType(
         "arrays": _arrays,
         "msls": _msls,
         "gsv-cities": _gsv_cities,
+        "baidu": _baidu,
     }
 )
 """Reader of each kind of source; its keyword arguments are the options that the kind takes."""

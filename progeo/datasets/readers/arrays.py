@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,12 +32,14 @@ def read_arrays(folder: Path, images: Path, name: str | None = None) -> dict[str
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    sets = [
+    complete = [
         (beginning, layout, files)
         for layout in _LAYOUTS
         for beginning, files in _sets(folder, layout).items()
         if name is None or beginning == name.rstrip(_SEPARATORS)
     ]
+    held = [{*files.values()} for _, _, files in complete]
+    sets = [each for each, own in zip(complete, held, strict=True) if not any(own < other for other in held)]
     if not sets:
         called = "" if name is None else f" of a set that is called {name}"
         raise FileNotFoundError(
@@ -88,16 +91,24 @@ def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
 def _read_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
     """Read names and the correct database rows of each query, or of the queries that a file `index` lists.
 
-    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries by such an index.
+    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries by such an index. The rows are those of the
+    listed queries, or of all.
     """
     database, queries = _names(files["database"]), _names(files["queries"])
-    if "index" in files:
-        chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")])
-        queries = [queries[row] for row in chosen.tolist()]
     positives = _rows(files["truth"], len(database), "database images")
+    if "index" in files:
+        chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")]).tolist()
+        if len(positives) == len(queries):
+            positives = [positives[row] for row in chosen]
+        queries = [queries[row] for row in chosen]
     if len(positives) != len(queries):
         raise ValueError(f"{files['truth']} has {len(positives)} rows for {len(queries)} queries.")
     return build_sides(images, {"database": database, "queries": queries}, positives=positives)
+
+
+def _read_names(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+    """Read names without ground truth, such as those of the MSLS challenge."""
+    return build_sides(images, {side: _names(file) for side, file in files.items()})
 
 
 def _names(file: Path) -> list[str]:
@@ -145,17 +156,23 @@ def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
     return [each.astype(np.int64) for each in rows if each is not None]
 
 
+_NAMES = MappingProxyType(
+    {"database": r"(?:dbImages|ref_image_names)\.npy", "queries": r"(?:qImages|query_image_names)\.npy"}
+)
+_TRUTH, _INDEX = r"(?:gt|ground_truth)(?:_\d+(?:\.\d+)?m)?\.npy", r"qIdx\.npy"
 _LAYOUTS = (
     _Layout(
         "dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities)",
-        {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"},
+        {**_NAMES, "truth": _TRUTH},
         _read_truth,
     ),
+    _Layout("the same with qIdx.npy, which chooses queries", {**_NAMES, "truth": _TRUTH, "index": _INDEX}, _read_truth),
     _Layout(
         "dbImages.npy, qImages.npy, qIdx.npy and pIdx.npy (MSLS of GSV-Cities and SALAD)",
-        {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "index": r"qIdx\.npy", "truth": r"pIdx\.npy"},
+        {**_NAMES, "index": _INDEX, "truth": r"pIdx\.npy"},
         _read_truth,
     ),
+    _Layout("dbImages.npy and qImages.npy without ground truth (MSLS challenge of SALAD)", _NAMES, _read_names),
     _Layout(
         "imageNames_index.txt and imageNames_query.txt with an .npz (Patch-NetVLAD)",
         {"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"},

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import utm
 
+from progeo.datasets.readers.ground_truth import build_side
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import check_numbers
 from progeo.places.positives import positives_within
@@ -18,6 +19,8 @@ SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
 """Columns of subtask_index.csv: all, summer to winter, old to new, day to night, and their reverses."""
 _RAW = {"lon": pa.float64(), "lat": pa.float64(), "ca": pa.float64(), "captured_at": pa.string(), "pano": pa.bool_()}
 _SIDES = {"database": "database", "queries": "query"}
+_TEST = "test"
+_PLACED = "postprocessed.csv"
 
 
 def read_msls(
@@ -26,23 +29,34 @@ def read_msls(
     """Read database and queries of one or more cities as selected by the MSLS benchmark, without panoramas.
 
     Positions are those of postprocessed.csv, which the benchmark uses for distances. Zone, latitude, longitude, heading
-    and time come from raw.csv. The condition is day or night.
+    and time come from raw.csv. The condition is day or night. Cities of the test set without these tables give names
+    only, of panoramas too, as the benchmark counts them.
 
     Args:
-        folder: folder of one city, of several cities, or one that contains train_val.
-        cities: names of cities, such as cph and sf; an empty sequence reads all cities found.
+        folder: folder of one city, of several cities, or one that contains train_val and test.
+        cities: names of cities, such as cph and sf; an empty sequence reads all cities found outside of test.
         subtask: one of `SUBTASKS`; None reads all images.
         positive_radius_m: queries without a database image of their city within this radius are excluded, as in the
             benchmark; None keeps them.
 
     Raises:
         FileNotFoundError: a city or one of its tables is missing.
-        ValueError: inconsistent tables, or several cities of which one has no known zone, so that they could overlap.
+        ValueError: inconsistent tables; cities with and without positions; or several cities of which one has no known
+            zone, so that they could overlap.
     """
     if subtask is not None and subtask not in SUBTASKS:
         raise ValueError(f"subtask must be one of {', '.join(SUBTASKS)}, got {subtask!r}.")
+    chosen = _city_folders(folder, cities)
+    unplaced = [city for city in chosen if _is_unplaced(city)]
+    if 0 < len(unplaced) < len(chosen):
+        raise ValueError(
+            f"{folder}: {', '.join(city.name for city in unplaced)} of the test set have no positions, unlike the "
+            f"others: import them apart, with `cities`."
+        )
+    if unplaced:
+        return {side: _unplaced_side(folder, unplaced, name, subtask) for side, name in _SIDES.items()}
     tables: dict[str, list[pa.Table]] = {side: [] for side in _SIDES}
-    for city in _city_folders(folder, cities):
+    for city in chosen:
         database, queries = (_side(folder, city / name, subtask) for name in _SIDES.values())
         zone = _zone(database, queries)
         if positive_radius_m is not None:
@@ -69,13 +83,14 @@ def _city_folders(folder: Path, cities: Sequence[str]) -> list[Path]:
         raise FileNotFoundError(f"There is no folder {folder}.")
     if not cities and _is_city(folder):
         return [folder]
-    parents = [parent for parent in (folder, folder / "train_val") if parent.is_dir()]
+    parts = ("", "train_val", _TEST) if cities else ("", "train_val")
+    parents = [folder / part for part in parts if (folder / part).is_dir()]
     there = {path.name: path for parent in parents for path in sorted(parent.iterdir()) if _is_city(path)}
     missing = sorted({*cities} - {*there})
     if missing or not there:
         raise FileNotFoundError(
             f"{folder} holds no city {', '.join(missing) or 'with the folders database and query'}; cities in it or in "
-            f"its train_val: {', '.join(there) or 'none'}."
+            f"its train_val or test: {', '.join(there) or 'none'}."
         )
     return [there[city] for city in (dict.fromkeys(cities) or there)]
 
@@ -84,11 +99,14 @@ def _is_city(path: Path) -> bool:
     return all((path / name).is_dir() for name in _SIDES.values())
 
 
+def _is_unplaced(city: Path) -> bool:
+    """Return whether a city is of the test set, and without positions."""
+    return city.parent.name == _TEST and not any((city / side / _PLACED).is_file() for side in _SIDES.values())
+
+
 def _side(root: Path, folder: Path, subtask: str | None) -> pa.Table:
     """Read the selected images of one side of a city, with all columns except the zone."""
-    placed = _read(
-        folder / "postprocessed.csv", {"easting": pa.float64(), "northing": pa.float64(), "night": pa.bool_()}
-    )
+    placed = _read(folder / _PLACED, {"easting": pa.float64(), "northing": pa.float64(), "night": pa.bool_()})
     raw = _in_order_of(placed, _read(folder / "raw.csv", _RAW), folder / "raw.csv")
     counts = pc.invert(raw["pano"])
     if subtask is not None:
@@ -117,12 +135,26 @@ def _side(root: Path, folder: Path, subtask: str | None) -> pa.Table:
     return table
 
 
+def _unplaced_side(root: Path, cities: Sequence[Path], side: str, subtask: str | None) -> Catalogue:
+    """Read the names of the selected images of cities without positions."""
+    names = []
+    for city in cities:
+        file = city / side / "subtask_index.csv"
+        table = _read(file, {subtask or "all": pa.bool_()})
+        keys = table["key"] if subtask is None else table["key"].filter(table[subtask])
+        prefix = "" if city == root else f"{city.relative_to(root).as_posix()}/"
+        names += [f"{prefix}{side}/images/{key}.jpg" for key in keys.to_pylist()]
+    if not names:
+        raise ValueError(f"{root}: no image is left of the folders {side} (subtask {subtask}).")
+    return build_side(root, names)
+
+
 def _read(file: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
     """Read each image's key and some columns of a table; absent numbers are NaN."""
     if not file.is_file():
         raise FileNotFoundError(
-            f"There is no table {file}: each side of a city needs postprocessed.csv, raw.csv and subtask_index.csv, "
-            f"which cities of the test set lack."
+            f"There is no table {file}: each side of a city needs postprocessed.csv, raw.csv and subtask_index.csv; "
+            f"cities in a folder test may have only the last."
         )
     types = {"key": pa.string(), **columns}
     try:

@@ -108,6 +108,30 @@ def test_the_queries_of_msls_are_those_that_its_index_names(tmp_path):
         read_arrays(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("truth", [[0, 2], [2, 1, 1, 1, 0]], ids=["of the chosen", "of all"])
+def test_an_index_of_queries_chooses_from_positives_of_any_name(tmp_path, truth):
+    queries = [f"q/{number}.jpg" for number in range(5)]
+    save(tmp_path, val_dbImages=DATABASE, val_qImages=queries, val_qIdx=[4, 0], val_gt_25m=truth)
+    sides = read_arrays(tmp_path, tmp_path)
+    assert paths(sides["queries"]) == ["q/4.jpg", "q/0.jpg"]
+    assert positives(sides) == [[0], [2]]
+    save(tmp_path, val_pIdx=[0, 2])
+    with pytest.raises(ValueError, match="several ground truths of one set"):
+        read_arrays(tmp_path, tmp_path)
+
+
+def test_images_are_read_by_their_former_names_in_openvprlab(tmp_path):
+    save(tmp_path, val_ref_image_names=DATABASE, val_query_image_names=QUERIES, val_ground_truth_25m=[2, 0])
+    assert positives(read_arrays(tmp_path, tmp_path)) == [[2], [0]]
+
+
+def test_names_without_ground_truth_are_read(tmp_path):
+    save(tmp_path, msls_test_dbImages=DATABASE, msls_test_qImages=QUERIES)
+    sides = read_arrays(tmp_path, tmp_path)
+    assert (paths(sides["database"]), paths(sides["queries"])) == (DATABASE, QUERIES)
+    assert sides["queries"].positives is None
+
+
 def test_of_several_sets_in_a_folder_one_is_chosen(tmp_path):
     for name, rows in (("pitts30k_val", [0, 1]), ("pitts30k_test", [2, 2])):
         save(tmp_path, **{f"{name}_dbImages": DATABASE, f"{name}_qImages": QUERIES, f"{name}_gt": rows})

@@ -113,6 +113,39 @@ def test_cities_without_longitudes_are_not_mixed(root):
     assert read_msls(root, ["sf"])["database"].zone.tolist() == [0]
 
 
+@pytest.fixture
+def unplaced_cities(root):
+    """Two cities of the test set, which have no positions."""
+    for city, key in (("miami", "m"), ("athens", "g")):
+        write_side(root / "test" / city / "database", [(f"{key}0", 0, {}), (f"{key}1", 9, {"pano": True})], SF)
+        write_side(root / "test" / city / "query", [(f"{key}2", 5e4, {}), (f"{key}3", 0, {"all": False})], SF)
+        for side in ("database", "query"):
+            (root / "test" / city / side / "postprocessed.csv").unlink()
+            (root / "test" / city / side / "raw.csv").unlink()
+    return root
+
+
+def test_cities_of_the_test_set_give_all_names_of_the_subtask(unplaced_cities):
+    sides = read_msls(unplaced_cities, ["miami", "athens"])
+    assert keys(sides["database"]) == ["m0", "m1", "g0", "g1"]  # panoramas are not known
+    assert keys(sides["queries"]) == ["m2", "g2"]
+    assert all(side.path(row).is_file() for side in sides.values() for row in range(len(side)))
+    assert np.isnan(sides["queries"].east).all()
+    assert keys(read_msls(unplaced_cities / "test/miami")["queries"]) == ["m2"]
+    assert keys(read_msls(unplaced_cities)["queries"]) == ["00", "s"]  # as without a folder test
+    with pytest.raises(ValueError, match="miami of the test set have no positions, unlike the others: import them"):
+        read_msls(unplaced_cities, ["cph", "miami"])
+    with pytest.raises(ValueError, match=r"no image is left of the folders database \(subtask d2n\)"):
+        read_msls(unplaced_cities, ["miami"], subtask="d2n")
+
+
+def test_cities_of_the_test_set_with_positions_are_read_as_others(unplaced_cities):
+    write_side(unplaced_cities / "test/kampala/database", [("k", 0, {}), ("p", 1, {"pano": True})], SF)
+    write_side(unplaced_cities / "test/kampala/query", [("q", 5, {}), ("far", 90, {})], SF)
+    sides = read_msls(unplaced_cities, ["kampala"])
+    assert (keys(sides["database"]), keys(sides["queries"])) == (["k"], ["q"])
+
+
 @pytest.mark.parametrize(
     ("table", "before", "after", "words"),
     [
@@ -130,7 +163,7 @@ def test_tables_that_do_not_fit_together_are_refused(root, table, before, after,
 
 
 def test_what_is_not_there_is_named(root):
-    with pytest.raises(FileNotFoundError, match=r"holds no city oslo; cities in it or in its train_val: cph, sf\."):
+    with pytest.raises(FileNotFoundError, match=r"holds no city oslo; cities .* train_val or test: cph, sf\."):
         read_msls(root, ["oslo", "sf"])
     (root / "train_val/sf/query/raw.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"There is no table .*sf/query/raw\.csv"):
