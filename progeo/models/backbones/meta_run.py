@@ -20,7 +20,7 @@ _FILLING = {
     *(getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")),
     *(getattr(nn.init, name) for name in ("uniform_", "normal_", "constant_", "kaiming_uniform_", "kaiming_normal_")),
 }
-"""Functions that change only the values of their first argument, a tensor."""
+"""Functions that change only the values of their first argument, a tensor, unless they are given another tensor."""
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -30,8 +30,11 @@ class _WithoutValues(TorchFunctionMode):
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
         keywords = keywords or {}
-        if function in _FILLING and (tensor := (*arguments, *keywords.values())[0]).is_meta:
-            return tensor
+        if function in _FILLING:
+            tensor, *others = (*arguments, *keywords.values())
+            # A network that is run in the block may add its shortcuts in place.
+            if tensor.is_meta and not any(isinstance(other, Tensor) for other in others):
+                return tensor
         return function(*arguments, **keywords)
 
 

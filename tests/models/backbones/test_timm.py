@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from progeo.models.backbones import freeze_layers
 from progeo.models.backbones.family import NetworkSpec
 from progeo.models.backbones.position_embedding import sized_features
-from progeo.models.backbones.timm import Timm
+from progeo.models.backbones.timm import Timm, _unused
 from progeo.models.backbones.timm_layouts import set_grid
 from progeo.models.encoder import build_encoder, empty_encoder, plan_encoder, spec_from_json
 
@@ -342,3 +342,10 @@ def test_files_of_another_network_are_refused(tmp_path, tiny):
 def test_names_are_known():
     assert FAMILY.knows("vit_small_patch14_dinov2")
     assert not FAMILY.knows("RN50")
+
+
+def test_a_network_that_is_built_empty_before_any_other_has_its_shortcuts():
+    _unused.cache_clear()  # as in a process that begins with loading an encoder
+    names = empty("resnetblur18", parts={"map"}).state_dict().keys()
+    assert "layer2.0.downsample.1.weight" in names
+    assert names == load("resnetblur18", image_size=64, parts={"map"}).state_dict().keys()
