@@ -48,6 +48,8 @@ from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 _HUB = "hf-hub:"
+_PRENORM = "_prenorm"
+"""Ending of the names of vision transformers without their last layer norm, whose weights are those without it."""
 _SAME_NETWORK = {"num_classes", "global_pool", "img_size", "dynamic_img_size"}
 """Arguments in the configuration of a repository that change neither layers nor weights."""
 _KEEPS_POSITIONS = "_dinov2"
@@ -67,13 +69,16 @@ class Timm(Family):
     """Every network of timm with a feature map or patch tokens, under timm's names.
 
     The features are those of `forward_features`: patch tokens are rearranged into a map, and the token is the class
-    token. Layers that the needed parts do not depend on, such as the head, are removed.
+    token. Layers that the needed parts do not depend on, such as the head, are removed. A vision transformer without
+    its last layer norm, as BoQ takes DINOv2, has `_prenorm` after timm's name.
     """
 
     needs_prefix = True
 
     def knows(self, architecture: str) -> bool:
-        """Return whether timm has an architecture of this name."""
+        """Return whether timm has an architecture of this name, or it is a variant of one."""
+        if architecture.endswith(_PRENORM):
+            return timm.models.is_model_in_modules(_base(architecture), ["vision_transformer"])
         return timm.is_model(architecture)
 
     def default_aggregation(self, architecture: str) -> str:
@@ -176,11 +181,12 @@ class Timm(Family):
                 raise ValueError(f"`format` backbone is not for {architecture} at another size than its own.")
             sized = f"network.set_input_size({image_size})\n"
         options = "".join(f", {name}={value}" for name, value in _options(architecture).items() if value)
+        changed = "network.norm = torch.nn.Identity()\n" if architecture.endswith(_PRENORM) else ""
         return (
-            "import timm\n"
+            f"import {'timm, torch' if changed else 'timm'}\n"
             "from safetensors.torch import load_file\n\n"
-            f'network = timm.create_model("{architecture}", num_classes=0{options})\n'
-            f"{sized}"
+            f'network = timm.create_model("{_base(architecture)}", num_classes=0{options})\n'
+            f"{changed}{sized}"
             'network.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers\n'
             "# network.eval().forward_features(images) computes the features"
         )
@@ -195,9 +201,20 @@ def kept_positions(image_size: ImageSize) -> dict[str, Any]:
     return {"positions_size": list(as_height_width(image_size))}
 
 
-def _build(architecture: str) -> Any:
-    """Build a network without its classifier, of random weights, for images of its own size."""
-    network = timm.create_model(architecture, num_classes=0, **_options(architecture)).eval()
+def _base(architecture: str) -> str:
+    """Return timm's name of the network that an architecture is or is a variant of."""
+    return architecture.removesuffix(_PRENORM)
+
+
+def _build(architecture: str, **pretrained: Any) -> Any:
+    """Build a network without its classifier, for images of its own size.
+
+    Args:
+        pretrained: arguments for weights of a tag; without them they are random.
+    """
+    network = timm.create_model(_base(architecture), num_classes=0, **_options(architecture), **pretrained).eval()
+    if architecture.endswith(_PRENORM):
+        network.norm = nn.Identity()
     prepare_network(network)
     return network
 
@@ -209,7 +226,7 @@ def _options(architecture: str) -> Mapping[str, Any]:
         name, _, tag = architecture.partition(".")
         raise ValueError(f"`architecture` {architecture!r} has a tag: use `architecture` {name} and `weights` {tag}.")
     with on_meta():
-        network = timm.create_model(architecture, num_classes=0)
+        network = timm.create_model(_base(architecture), num_classes=0)
     if not hasattr(network, "dynamic_img_size"):
         return {}
     return {"dynamic_img_size": getattr(network, POSITIONS, None) is None}
@@ -246,7 +263,7 @@ def _tags(architecture: str) -> dict[str, Any]:
     """Return timm's configurations of weights by tag, with `DEFAULT` for the first."""
     found = {
         name.partition(".")[2]: configuration
-        for name, configuration in get_arch_pretrained_cfgs(architecture).items()
+        for name, configuration in get_arch_pretrained_cfgs(_base(architecture)).items()
         if configuration.has_weights
     }
     return {"DEFAULT": next(iter(found.values()))} | found if found else {}
@@ -270,12 +287,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
         )
     try:
         if weights in tags:
-            configuration = tags[weights].to_dict()
-            network = timm.create_model(
-                architecture, pretrained=True, pretrained_cfg=configuration, num_classes=0, **_options(architecture)
-            ).eval()
-            prepare_network(network)
-            return network
+            return _build(architecture, pretrained=True, pretrained_cfg=tags[weights].to_dict())
         network = _build(architecture)
         if from_hub:
             state = _hub_state(architecture, weights.removeprefix(_HUB))
@@ -287,7 +299,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
         raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
     expected = network.state_dict()
     with on_meta():
-        whole = timm.create_model(architecture).state_dict()
+        whole = timm.create_model(_base(architecture)).state_dict()
     kept = {name: tensor for name, tensor in state.items() if name in expected or name not in whole}
     complete = with_batch_counts(kept, expected)
     check_file_fits(complete, expected, architecture)
@@ -297,7 +309,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
 
 def _hub_state(architecture: str, repository: str) -> dict[str, Tensor]:
     _, found, arguments = load_model_config_from_hf(repository)
-    if found != architecture:
+    if found != _base(architecture):
         raise ValueError(f"it holds a {found}.")
     if changed := sorted((arguments or {}).keys() - _SAME_NETWORK):
         raise ValueError(f"its network is changed by {', '.join(changed)}.")

@@ -349,3 +349,35 @@ def test_a_network_that_is_built_empty_before_any_other_has_its_shortcuts():
     names = empty("resnetblur18", parts={"map"}).state_dict().keys()
     assert "layer2.0.downsample.1.weight" in names
     assert names == load("resnetblur18", image_size=64, parts={"map"}).state_dict().keys()
+
+
+def test_a_variant_ends_before_the_last_norm_and_takes_the_weights_of_its_network(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    whole = timm.create_model("test_vit").eval()
+    torch.nn.init.normal_(whole.norm.weight)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    network = load("test_vit_prenorm", str(tmp_path / "whole.pth"))
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        feature_map, token = FAMILY.features(network, images)
+        wanted = whole.forward_features(images)
+        assert torch.allclose(whole.norm(feature_map.flatten(2).mT), wanted[:, 1:], atol=1e-6)
+        assert torch.allclose(whole.norm(token), wanted[:, 0], atol=1e-6)
+    assert not [name for name in network.state_dict() if name.startswith("norm.")]
+    save_file(network.state_dict(), tmp_path / "backbone.safetensors")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(FAMILY.usage("test_vit_prenorm", (160, 160), None), names)
+    with torch.no_grad():
+        assert torch.equal(names["network"].eval().forward_features(images), network.forward_features(images))
+
+
+def test_a_variant_of_dinov2_is_known_and_that_of_a_network_without_tokens_is_not():
+    for name, known in {
+        "vit_base_patch14_dinov2": True,
+        "vit_base_patch14_reg4_dinov2": True,
+        "resnet18": False,
+    }.items():
+        assert FAMILY.knows(f"{name}_prenorm") is known
+    assert FAMILY.interpolation("vit_base_patch14_dinov2_prenorm") == "dinov2"
+    assert FAMILY.license("vit_base_patch14_dinov2_prenorm", "lvd142m") == "apache-2.0"
