@@ -300,9 +300,13 @@ def plan_encoder(
     options = filled_options(aggregation, aggregation_options or {})
     configuration = family.configuration(own_name, weights)
     traits = empty_traits(architecture, image_size, configuration)
+    dim = aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
+    if find_aggregation(aggregation).has_grid:
+        if image_size is not None and "grid" not in (aggregation_options or {}):
+            options["grid"] = tuple(max(side // traits.stride, 1) for side in as_height_width(image_size))
+        image_size = image_size or limited_traits(aggregation, traits, options).only_size
     if image_size is not None:
         check_sides("`image_size`", *as_height_width(image_size), limited_traits(aggregation, traits, options))
-    dim = aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
     needs, interpolation = find_aggregation(aggregation).needs, interpolation or family.interpolation(own_name)
     network = NetworkSpec(own_name, image_size, needs, interpolation, configuration)
     return EncoderPlan(name, network, aggregation, options, dim, traits.shares_text_space)

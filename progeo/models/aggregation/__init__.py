@@ -8,9 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from progeo.models.aggregation.boq import BoQ, check_boq
+from progeo.models.aggregation.convap import ConvAP
+from progeo.models.aggregation.counts import check_counts
 from progeo.models.aggregation.edtformer import EDTformer, check_edtformer
-from progeo.models.aggregation.gem import GeM
+from progeo.models.aggregation.gem import GeM, GeMPool
 from progeo.models.aggregation.mean import L2Norm, MeanLinear, MeanPool
+from progeo.models.aggregation.mixvpr import MixVPR, check_mixvpr
 from progeo.models.aggregation.netvlad import (
     NetVLAD,
     check_options,
@@ -19,18 +23,24 @@ from progeo.models.aggregation.netvlad import (
     save_clusters,
 )
 from progeo.models.aggregation.salad import SALAD, check_salad, min_side_cells
+from progeo.models.aggregation.token_gem import TokenGeM
 from progeo.models.backbones.family import Part, Traits
 
 __all__ = [
     "AGGREGATIONS",
     "SALAD",
     "Aggregation",
+    "BoQ",
+    "ConvAP",
     "EDTformer",
     "GeM",
+    "GeMPool",
     "L2Norm",
     "MeanLinear",
     "MeanPool",
+    "MixVPR",
     "NetVLAD",
+    "TokenGeM",
     "aggregation_dim",
     "build_aggregation",
     "filled_options",
@@ -59,6 +69,9 @@ class Aggregation:
     """Whether another dimension can be set."""
     limited: Callable[..., Traits] | None = None
     """`limited(traits, **options)` returns the traits of a backbone with only the image sizes that the module takes."""
+    has_grid: bool = False
+    """Whether it takes feature maps of one size only, its option `grid` (rows, columns), that of an encoder's images if
+    it is not given."""
     always_normalized: bool = True
     """Whether the module L2-normalizes descriptors; if not, it is a setting of the encoder."""
     initialize: Callable[[nn.Module, Tensor, int], None] | None = None
@@ -87,6 +100,25 @@ def _channels(traits: Traits) -> int:
     return traits.channels
 
 
+def _boq_dim(traits: Traits, *, channels: int, rows: int, **counts: int) -> int:
+    check_boq(channels=channels, rows=rows, **counts)
+    return channels * rows
+
+
+def _convap_dim(traits: Traits, *, out_channels: int, rows: int, columns: int) -> int:
+    check_counts("convap", out_channels=out_channels, rows=rows, columns=columns)
+    return out_channels * rows * columns
+
+
+def _mixvpr_dim(traits: Traits, **options: Any) -> int:
+    check_mixvpr(**options)
+    return options["out_channels"] * options["rows"]
+
+
+def _mixvpr_limited(traits: Traits, *, grid: tuple[int, int], **_: Any) -> Traits:
+    return replace(traits, only_size=(grid[0] * traits.stride, grid[1] * traits.stride))
+
+
 def _netvlad_dim(traits: Traits, *, num_clusters: int, regions: str) -> int:
     check_options(num_clusters=num_clusters, regions=regions)
     return num_clusters * _channels(traits)
@@ -104,6 +136,24 @@ def _salad_limited(traits: Traits, *, num_clusters: int, **_: Any) -> Traits:
 def _token_dim(traits: Traits) -> int:
     assert traits.token_dim is not None
     return traits.token_dim
+
+
+def _build_boq(
+    traits: Traits, dim: int, channels: int = 512, num_queries: int = 64, num_layers: int = 2, rows: int = 32
+) -> nn.Module:
+    return BoQ(_channels(traits), channels=channels, num_queries=num_queries, num_layers=num_layers, rows=rows)
+
+
+def _build_mixvpr(
+    traits: Traits,
+    dim: int,
+    out_channels: int = 1024,
+    rows: int = 4,
+    depth: int = 4,
+    ratio: float = 1.0,
+    grid: tuple[int, int] = (20, 20),
+) -> nn.Module:
+    return MixVPR(_channels(traits), grid, out_channels=out_channels, rows=rows, depth=depth, ratio=ratio)
 
 
 def _build_edtformer(
@@ -128,6 +178,14 @@ def _build_edtformer(
 
 
 AGGREGATIONS: dict[str, Aggregation] = {
+    "boq": Aggregation(build=_build_boq, needs=("map",), dim=_boq_dim),
+    "convap": Aggregation(
+        build=lambda traits, dim, out_channels=512, rows=2, columns=2: ConvAP(
+            traits.channels, out_channels, rows, columns
+        ),
+        needs=("map",),
+        dim=_convap_dim,
+    ),
     "edtformer": Aggregation(build=_build_edtformer, needs=("map", "token"), dim=_edtformer_dim),
     "gem": Aggregation(
         build=lambda traits, dim, local_linear=False: GeM(traits.channels, dim, local_linear=local_linear),
@@ -135,10 +193,12 @@ AGGREGATIONS: dict[str, Aggregation] = {
         dim=_features_dim,
         any_dim=True,
     ),
+    "gem_pool": Aggregation(build=lambda traits, dim: GeMPool(), needs=("map",), dim=_channels),
     "mean": Aggregation(build=lambda traits, dim: MeanPool(), needs=("map",), dim=_channels),
     "mean_linear": Aggregation(
         build=lambda traits, dim: MeanLinear(traits.channels, dim), needs=("map",), dim=_channels, any_dim=True
     ),
+    "mixvpr": Aggregation(build=_build_mixvpr, needs=("map",), dim=_mixvpr_dim, limited=_mixvpr_limited, has_grid=True),
     "netvlad": Aggregation(
         build=lambda traits, dim, num_clusters=64, regions="thirds": NetVLAD(traits.channels, num_clusters, regions),
         needs=("map",),
@@ -164,6 +224,11 @@ AGGREGATIONS: dict[str, Aggregation] = {
     ),
     "token": Aggregation(
         build=lambda traits, dim: nn.Identity(), needs=("token",), dim=_token_dim, always_normalized=False
+    ),
+    "token_gem": Aggregation(
+        build=lambda traits, dim: TokenGeM(),
+        needs=("map", "token"),
+        dim=lambda traits: _token_dim(traits) + _channels(traits),
     ),
 }
 """Aggregations by name; a plugin adds rows."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from progeo.models.aggregation.counts import check_counts
 from progeo.models.aggregation.precision import full_precision
 
 _ITERATIONS = 3
@@ -105,9 +106,7 @@ def check_salad(*, dropout: float, **sizes: int) -> None:
     Raises:
         ValueError: a number below 1, or a probability that is none.
     """
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`aggregation_options`: {name} of salad must be at least 1, got {size}.")
+    check_counts("salad", **sizes)
     if not 0 <= dropout < 1:
         raise ValueError(f"`aggregation_options`: dropout of salad must be from 0 to below 1, got {dropout}.")
 

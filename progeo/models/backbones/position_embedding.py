@@ -48,7 +48,7 @@ def check_sides(what: str, height: int, width: int, traits: Traits) -> None:
     got = f"got {height} x {width}"
     if traits.only_size not in (None, (height, width)):
         only = " x ".join(map(str, traits.only_size or ()))
-        raise ValueError(f"{what} must be {only} pixels, the only size of this backbone, {got}.")
+        raise ValueError(f"{what} must be {only} pixels, the only size of this network, {got}.")
     step, min_side = traits.side_multiple, max(MIN_SIDE, traits.min_side)
     if min(height, width) < min_side or height % step or width % step:
         multiples = "" if step == 1 else f", in multiples of {step}"

@@ -163,7 +163,7 @@ def test_a_tower_of_one_size_can_be_loaded_for_another(name, size, tmp_path):
     torch.testing.assert_close(encoder(images), clip.encode_image(images, normalize=False))
     check_reload(encoder, tmp_path)
     with pytest.raises(
-        ValueError, match=f"must be {size[0]} x {size[1]} pixels, the only size of this backbone, got 64"
+        ValueError, match=f"must be {size[0]} x {size[1]} pixels, the only size of this network, got 64"
     ):
         encoder(torch.randn(1, 3, 64, 65))
 

@@ -31,7 +31,12 @@ NETWORKS = {
     },
     "timm": {
         **{"vit_small_patch14_dinov2": BOTH, "vit_small_patch14_reg4_dinov2": BOTH},
-        **{"test_vit": BOTH, "test_vit_prenorm": ("map",), "convnext_atto": ("map",), "mobilenetv3_small_050": ("map",)},
+        **{
+            "test_vit": BOTH,
+            "test_vit_prenorm": ("map",),
+            "convnext_atto": ("map",),
+            "mobilenetv3_small_050": ("map",),
+        },
     },
     "aggregation_tokens": {"vit_small_patch14_reg4_dinov2": BOTH, "test_vit+3@4": BOTH},
     "multiconv_adapters": {"vit_small_patch14_dinov2": BOTH, "test_vit": BOTH},
