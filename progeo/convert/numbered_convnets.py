@@ -1,7 +1,7 @@
 """Convert encoders with a torchvision backbone in an `nn.Sequential`, whose layers are named by number."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -15,11 +15,10 @@ from progeo.models.encoder import EncoderSpec
 from progeo.models.pixel_statistics import NORMALIZATIONS
 from progeo.models.weight_files.checkpoints import FoundWeights
 
-_ARCHITECTURES = (
-    "vgg16",
-    *("resnet18", "resnet50", "resnet101", "resnet152", "resnet18_conv4", "resnet50_conv4", "resnet101_conv4"),
-    *(f"efficientnet_b{size}" for size in range(8)),
-)
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")
+RESNETS = (*_RESNETS, *(f"{name}_conv4" for name in _RESNETS))
+"""With their last stage, and without it."""
+_ARCHITECTURES = ("vgg16", *RESNETS, *(f"efficientnet_b{size}" for size in range(8)))
 FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight")
 """Names of the weight of the first layer, for ResNets and VGGs, and for EfficientNets."""
 
@@ -58,20 +57,43 @@ def find_backbone(state: Mapping[str, Tensor], prefix: str = "backbone.") -> tup
     Args:
         prefix: what the names of the numbered layers begin with.
     """
-    families = {"0.bias": ("vgg", True), "0.weight": ("resnet", False), "0.0.weight": ("efficientnet", True)}
+    families = {"0.bias": ("vgg", True), "0.weight": ("res", False), "0.0.weight": ("efficientnet", True)}
     family, flat = next((families[end] for end in families if f"{prefix}{end}" in state), ("efficientnet", False))
-    best, best_name, most = "", partial(_numbered, prefix=prefix, layers=[], flat=False), -1.0
-    for architecture in (name for name in _ARCHITECTURES if name.startswith(family)):
-        layers, our_shapes = _layers_and_shapes(architecture)
-        their_name = partial(_numbered, prefix=prefix, layers=layers, flat=flat)
-        shapes = {their_name(f"backbone.{name}"): shape for name, shape in our_shapes.items()}
+
+    def their_name(architecture: str) -> Callable[[str], str]:
+        layers, _ = _layers_and_shapes(architecture)
+        return partial(_numbered, prefix=prefix, layers=layers, flat=flat)
+
+    architectures = [name for name in _ARCHITECTURES if name.startswith(family)]
+    architecture = best_architecture(architectures, state, prefix, their_name)
+    return architecture, their_name(architecture)
+
+
+def best_architecture(
+    architectures: Iterable[str],
+    state: Mapping[str, Tensor],
+    prefix: str,
+    their_name: Callable[[str], Callable[[str], str]],
+) -> str:
+    """Return the torchvision backbone with most of the names and shapes of a state dict.
+
+    Args:
+        architectures: torchvision's names.
+        prefix: what the names of the backbone begin with in the state dict.
+        their_name: returns the function from our names to those in the state dict, for an architecture.
+    """
+    best, most = "", -1.0
+    for architecture in architectures:
+        _, our_shapes = _layers_and_shapes(architecture)
+        names = their_name(architecture)
+        shapes = {names(f"backbone.{name}"): shape for name, shape in our_shapes.items()}
         alike = sum(name in state and state[name].shape == shape for name, shape in shapes.items())
         share = alike / max(len(shapes), sum(name.startswith(prefix) for name in state))
         if share > most:
-            best, best_name, most = architecture, their_name, share
+            best, most = architecture, share
         if share == 1:
             break
-    return best, best_name
+    return best
 
 
 @functools.cache

@@ -71,7 +71,7 @@ _VARIANTS = {
     "mobilenet_v3_large_512": _Variant("mobilenet_v3_large", _add_neck, _NECK),
     **{
         f"{base}_conv4": _Variant(base, _remove_last_stage, "classifier.layer4 = torch.nn.Identity()\n")
-        for base in ("resnet18", "resnet50", "resnet101")
+        for base in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")
     },
 }
 """Further architectures: the student of WAKD, with 512 channels, and ResNets up to `layer3`, as NetVLADs use them."""
