@@ -19,14 +19,15 @@ from progeo.convert.source import Source
 from progeo.models.backbones import FAMILIES, empty_traits
 from progeo.models.backbones.family import ImageSize, Interpolation
 from progeo.models.backbones.position_embedding import as_height_width, check_sides
-from progeo.models.backbones.timm import kept_positions
+from progeo.models.backbones.timm import PRENORM, kept_positions
 from progeo.models.encoder import EncoderSpec
 from progeo.models.pixel_statistics import NORMALIZATIONS
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 _SIZES = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
 """Names by channels and number of blocks."""
-_PATCH = 14
+DINOV2_PATCH = 14
+"""Pixels per row and column of its feature map."""
 _IMAGE_SIZE = 518
 """Side of the images that the last steps of its training were with."""
 _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.")
@@ -74,7 +75,7 @@ def read_dinov2(source: Source, choices: Choices) -> ConvertedEncoder:
     return convert_encoder(spec, dinov2.found, their_name=lambda ours: ours)
 
 
-def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize) -> FoundDinov2:
+def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize, *, has_norm: bool = True) -> FoundDinov2:
     """Rename a DINOv2 among weights to timm's names.
 
     Args:
@@ -82,6 +83,7 @@ def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize) -> Foun
             ignored.
         prefix: what the names of the DINOv2 begin with, such as `backbone.model.`.
         image_size: that of the encoder.
+        has_norm: whether the program normalizes tokens by the last layer norm, which is else ignored.
 
     Raises:
         ValueError: a missing tensor, the sizes of no DINOv2, or an image size that it does not take.
@@ -89,7 +91,8 @@ def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize) -> Foun
     theirs = {name.removeprefix(prefix): value for name, value in found.state.items() if name.startswith(prefix)}
     architecture = _architecture(theirs)
     check_sides("`image_size`", *as_height_width(image_size), empty_traits(f"timm/{architecture}"))
-    ours = {_timm_name(name): tensor for name, tensor in theirs.items() if name != "mask_token"}
+    ignored = [name for name in theirs if name == "mask_token" or (name.startswith("norm.") and not has_norm)]
+    ours = {_timm_name(name): tensor for name, tensor in theirs.items() if name not in ignored}
     embedding = tensor_named(theirs, "pos_embed", 3)
     side = math.isqrt(embedding.shape[1] - 1)
     if side * side != embedding.shape[1] - 1:
@@ -99,13 +102,12 @@ def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize) -> Foun
         ours["pos_embed"] = embedding[:, 1:]
         ours["reg_token"] = ours.pop("register_tokens")
     others = {name: tensor for name, tensor in found.state.items() if not name.startswith(prefix)}
-    ignored = tuple(f"{prefix}{name}" for name in theirs if name == "mask_token")
     renamed = {f"backbone.{name}": tensor for name, tensor in ours.items()}
     return FoundDinov2(
-        architecture,
-        kept_positions(side * _PATCH),
+        architecture if has_norm else f"{architecture}{PRENORM}",
+        kept_positions(side * DINOV2_PATCH),
         FAMILIES["timm"].interpolation(architecture),
-        replace(found, state=others | renamed, ignored=found.ignored + ignored),
+        replace(found, state=others | renamed, ignored=(*found.ignored, *(f"{prefix}{name}" for name in ignored))),
     )
 
 
@@ -117,9 +119,9 @@ def _architecture(state: Mapping[str, Tensor]) -> str:
         known = ", ".join(f"{size} ({each} channels, {count} blocks)" for (each, count), size in _SIZES.items())
         raise ValueError(f"A ViT of {channels} channels and {blocks} blocks is no DINOv2: there are {known}.")
     if "register_tokens" not in state:
-        return f"vit_{_SIZES[channels, blocks]}_patch{_PATCH}_dinov2"
+        return f"vit_{_SIZES[channels, blocks]}_patch{DINOV2_PATCH}_dinov2"
     registers = tensor_named(state, "register_tokens", 3).shape[1]
-    return f"vit_{_SIZES[channels, blocks]}_patch{_PATCH}_reg{registers}_dinov2"
+    return f"vit_{_SIZES[channels, blocks]}_patch{DINOV2_PATCH}_reg{registers}_dinov2"
 
 
 def _timm_name(name: str) -> str:

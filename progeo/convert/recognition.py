@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from progeo.convert.boq import BOQ_MARKS, is_boq, read_boq
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.cosplace import is_cosplace, read_cosplace
 from progeo.convert.dinov2 import is_dinov2, read_dinov2
@@ -13,10 +14,12 @@ from progeo.convert.edtformer import EDTFORMER_MARKS, is_edtformer, read_edtform
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hugging_face, read_hugging_face
 from progeo.convert.image import IMAGE_MARKS, is_image, read_image
 from progeo.convert.megaloc import MEGALOC_MARKS, is_megaloc, read_megaloc
+from progeo.convert.mixvpr import MIXVPR_MARKS, is_mixvpr, read_mixvpr
 from progeo.convert.numbered_convnets import FIRST_LAYERS
 from progeo.convert.open_clip import is_open_clip, read_open_clip
 from progeo.convert.openai import is_openai, read_openai
 from progeo.convert.openibl import OPENIBL_MARKS, is_openibl, read_openibl
+from progeo.convert.openvprlab import OPENVPRLAB_MARKS, is_openvprlab, read_openvprlab
 from progeo.convert.published_progeo import PROGEO_MARKS, is_published_progeo, read_published_progeo
 from progeo.convert.pytorch_netvlad import PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad
 from progeo.convert.salad import SALAD_MARKS, is_salad, read_salad
@@ -56,12 +59,15 @@ FORMATS = (
     Format("pytorch-NetVlad", PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad),
     Format("MegaLoc", MEGALOC_MARKS, is_megaloc, read_megaloc),
     Format("SALAD or CliqueMining", SALAD_MARKS, is_salad, read_salad),
+    Format("BoQ", BOQ_MARKS, is_boq, read_boq),
+    Format("MixVPR or GSV-Cities", MIXVPR_MARKS, is_mixvpr, read_mixvpr),
+    Format("OpenVPRLab", OPENVPRLAB_MARKS, is_openvprlab, read_openvprlab),
     Format("DINOv2", (), is_dinov2, read_dinov2),
 )
 """The first row that recognizes a file or folder reads it."""
-_OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)|backbone\.0\.").match
+_OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)|backbone\.(0|dino|frozen_layers|unfrozen_layers|model|net)\.").match
 """Matches a numbered layer of the head of CosPlace and published ProGEO, the convolution of other NetVLADs, and the
-first numbered layer of a backbone."""
+first layers of backbones of programs."""
 
 
 def open_source(path: Path, choices: Choices) -> Source:

@@ -7,6 +7,7 @@ from typing import Any
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder, convert_encoder, tensor_named
 from progeo.convert.dinov2 import find_dinov2
 from progeo.convert.source import Source
+from progeo.image_files import Resize
 from progeo.models.aggregation import filled_options
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
@@ -32,25 +33,33 @@ def is_salad(source: Source) -> bool:
 
 def read_salad(source: Source, choices: Choices) -> ConvertedEncoder:
     """Convert an encoder of SALAD or CliqueMining; for errors see `convert_salad`."""
-    if _hyperparameters(source.content).get("norm_layer", True) is False:
-        raise ValueError("The encoder was trained without DINOv2's last norm (norm_layer), which is not supported.")
-    return convert_salad(source.found, choices, backbone="backbone.model.", salad="aggregator.")
+    has_norm = _hyperparameters(source.content).get("norm_layer", True) is not False
+    return convert_salad(source.found, choices, backbone="backbone.model.", salad="aggregator.", has_norm=has_norm)
 
 
 def convert_salad(
-    found: FoundWeights, choices: Choices, *, backbone: str, salad: str, linear: str | None = None
+    found: FoundWeights,
+    choices: Choices,
+    *,
+    backbone: str,
+    salad: str,
+    linear: str | None = None,
+    has_norm: bool = True,
+    resize: Resize = "bilinear",
 ) -> ConvertedEncoder:
     """Convert an encoder of DINOv2 with SALAD, whose projection is a linear layer after it, if the program has one.
 
     Args:
         backbone, salad: prefixes of the names of their parameters.
         linear: prefix of the `weight` and `bias` of that layer.
+        has_norm: see `find_dinov2`.
+        resize: interpolation by which the program resizes images.
 
     Raises:
         ValueError: see `find_dinov2` and `convert_encoder`.
     """
     image_size = choices.image_size or SALAD_IMAGE_SIZE
-    dinov2 = find_dinov2(found, backbone, image_size)
+    dinov2 = find_dinov2(found, backbone, image_size, has_norm=has_norm)
     # Their layers of local features are 1 x 1 convolutions.
     state = {
         name: tensor.flatten(1) if name.startswith(salad) and tensor.shape[2:] == (1, 1) else tensor
@@ -69,6 +78,7 @@ def convert_salad(
         aggregation="salad",
         aggregation_options=filled_options("salad", options),
         interpolation=dinov2.interpolation,
+        resize=resize,
         pooled_dim=None if linear is None else pooled_dim,
         configuration=dinov2.configuration,
     )

@@ -166,10 +166,16 @@ def test_files_that_are_not_salads_are_refused_in_a_sentence(change, options, se
     assert not (tmp_path / "encoder").exists()
 
 
-def test_salad_without_the_last_norm_is_refused(salad, tmp_path):
+def test_a_checkpoint_without_the_last_norm_is_imported_without_it(salad, tmp_path):
     arguments = {"backbone_config": {"norm_layer": False}}
-    with pytest.raises(SystemExit, match=r"without DINOv2's last norm \(norm_layer\), which is not supported"):
-        imported({"state_dict": salad.state_dict(), "hyper_parameters": arguments}, tmp_path)
+    encoder = imported({"state_dict": salad.state_dict(), "hyper_parameters": arguments}, tmp_path)
+    assert encoder.spec.architecture == "vit_small_patch14_dinov2_prenorm"
+    images = torch.randn(1, 3, 126, 168)
+    dinov2, head, _ = salad.parts
+    with torch.no_grad():
+        tokens = nn.Sequential(*dinov2.blocks)(dinov2.first_tokens(images))
+        expected = head(tokens[:, 1:].mT.unflatten(2, (9, 12)), tokens[:, 0])
+        torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from progeo.models.aggregation.counts import check_counts
 from progeo.models.backbones.attention import attend_batch_first
 from progeo.models.backbones.family import Traits
 
@@ -79,9 +80,7 @@ def check_edtformer(traits: Traits, *, num_heads: int, dropout: float, **counts:
     Raises:
         ValueError: a number below 1, a probability that is none, or features that do not fit.
     """
-    for name, count in {"num_heads": num_heads, **counts}.items():
-        if count < 1:
-            raise ValueError(f"`aggregation_options`: {name} of edtformer must be at least 1, got {count}.")
+    check_counts("edtformer", num_heads=num_heads, **counts)
     if not 0 <= dropout < 1:
         raise ValueError(f"`aggregation_options`: dropout of edtformer must be from 0 to below 1, got {dropout}.")
     if traits.channels != traits.token_dim:

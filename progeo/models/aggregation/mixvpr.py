@@ -29,7 +29,7 @@ class MixVPR(nn.Module):
         super().__init__()
         self.grid = grid
         cells = grid[0] * grid[1]
-        self.mix = nn.Sequential(*(_Mixer(cells, int(cells * ratio)) for _ in range(depth)))
+        self.mix = nn.Sequential(*(_Mixer(cells, round(cells * ratio)) for _ in range(depth)))
         self.channel_proj = nn.Linear(in_channels, out_channels)
         self.row_proj = nn.Linear(cells, rows)
 

@@ -48,7 +48,7 @@ from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 _HUB = "hf-hub:"
-_PRENORM = "_prenorm"
+PRENORM = "_prenorm"
 """Ending of the names of vision transformers without their last layer norm, whose weights are those without it."""
 _SAME_NETWORK = {"num_classes", "global_pool", "img_size", "dynamic_img_size"}
 """Arguments in the configuration of a repository that change neither layers nor weights."""
@@ -77,7 +77,7 @@ class Timm(Family):
 
     def knows(self, architecture: str) -> bool:
         """Return whether timm has an architecture of this name, or it is a variant of one."""
-        if architecture.endswith(_PRENORM):
+        if architecture.endswith(PRENORM):
             return timm.models.is_model_in_modules(_base(architecture), ["vision_transformer"])
         return timm.is_model(architecture)
 
@@ -181,7 +181,7 @@ class Timm(Family):
                 raise ValueError(f"`format` backbone is not for {architecture} at another size than its own.")
             sized = f"network.set_input_size({image_size})\n"
         options = "".join(f", {name}={value}" for name, value in _options(architecture).items() if value)
-        changed = "network.norm = torch.nn.Identity()\n" if architecture.endswith(_PRENORM) else ""
+        changed = "network.norm = torch.nn.Identity()\n" if architecture.endswith(PRENORM) else ""
         return (
             f"import {'timm, torch' if changed else 'timm'}\n"
             "from safetensors.torch import load_file\n\n"
@@ -203,7 +203,7 @@ def kept_positions(image_size: ImageSize) -> dict[str, Any]:
 
 def _base(architecture: str) -> str:
     """Return timm's name of the network that an architecture is or is a variant of."""
-    return architecture.removesuffix(_PRENORM)
+    return architecture.removesuffix(PRENORM)
 
 
 def _build(architecture: str, **pretrained: Any) -> Any:
@@ -213,7 +213,7 @@ def _build(architecture: str, **pretrained: Any) -> Any:
         pretrained: arguments for weights of a tag; without them they are random.
     """
     network = timm.create_model(_base(architecture), num_classes=0, **_options(architecture), **pretrained).eval()
-    if architecture.endswith(_PRENORM):
+    if architecture.endswith(PRENORM):
         network.norm = nn.Identity()
     prepare_network(network)
     return network
