@@ -39,8 +39,9 @@ class ModelOptions:
     architecture: str = "RN50"
     """Architecture of the model: RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip, hf-hub:owner/name or
     local-dir:path to take a CLIP as its weights describe it, or tiny-resnet and tiny-vit for quick tests. Without text
-    also a classification network of torchvision, such as resnet50 or convnext_tiny, or one of timm, such as
-    timm/vit_base_patch14_dinov2."""
+    also a classification network of torchvision, such as resnet50 or convnext_tiny, one of timm, such as
+    timm/vit_base_patch14_dinov2, or a ViT of timm with learned parts added, such as
+    aggregation_tokens/vit_base_patch14_reg4_dinov2."""
     weights: str = "openai"
     """Pretrained weights: a tag of open_clip, torchvision (IMAGENET1K_V1, DEFAULT) or timm (lvd142m), hf-hub:owner/name
     of a CLIP, a local file, a folder with open_clip_config.json, or random. Stage 2 also takes the folder of a trained
@@ -71,15 +72,16 @@ class EncoderOptions:
     """Size in pixels that stage 2 resizes crops to: one side of a square, or height and width."""
     descriptor_dim: int | None = None
     """Dimension of the descriptors. null takes that of the aggregation: of CLIP's features, else of the backbone's
-    channels or token. The aggregations token, mean, netvlad and salad allow no other."""
+    channels or token. The aggregations token, mean, netvlad, salad and edtformer allow no other."""
     aggregation: str | None = None
     """How the features of the backbone become a descriptor: gem, mean, mean_linear or netvlad of its feature map,
-    salad of its feature map and token, or its token, such as the class token of a ViT or the attention pooling of a
-    CLIP. null takes token for a ViT, else gem."""
+    salad or edtformer of its feature map and token, or its token, such as the class token of a ViT or the attention
+    pooling of a CLIP. null takes token for a ViT, else gem."""
     aggregation_options: dict[str, Any] = field(default_factory=dict)
     """Options of the aggregation, as NAME=VALUE pairs: num_clusters of netvlad, 64, and its regions, thirds as WAKD or
     quarters as SFRS; num_clusters of salad, 64, its cluster_dim, 128, token_dim, 256, hidden_dim, 512, and dropout,
-    0.3."""
+    0.3; local_linear of gem, false; num_queries of edtformer, 64, its num_layers, 2, num_heads, 16, channels, 256,
+    rows, 16, and dropout, 0.1."""
     centroids: Path | None = None
     """File of the clusters that netvlad starts from: a published *_desc_cen.hdf5, or the centroids.hdf5 of another run.
     null clusters local features of 500 training images."""

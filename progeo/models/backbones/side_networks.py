@@ -27,6 +27,10 @@ class SideNetworks(ExtendedVits):
     and the tokens after its block; the last norm of the ViT is applied to what the last one gives.
     """
 
+    def default_aggregation(self, architecture: str) -> str:
+        """Return `gem`."""
+        return "gem"
+
     @abstractmethod
     def adapters(self, channels: int, num_blocks: int) -> list[nn.Module]:
         """Build an adapter for each of the last blocks of a ViT, or for all of them."""
@@ -52,10 +56,6 @@ class SideNetworks(ExtendedVits):
 class MultiConvAdapters(SideNetworks):
     """ViTs with an adapter of convolutions for each of the last 16 blocks (SelaVPR++, Lu et al., TPAMI 2025)."""
 
-    def default_aggregation(self, architecture: str) -> str:
-        """Return `gem`."""
-        return "gem"
-
     def adapters(self, channels: int, num_blocks: int) -> list[nn.Module]:
         """Build the adapters."""
         return [MultiConvAdapter(channels) for _ in range(min(num_blocks, _MAX_MULTICONV))]
@@ -63,10 +63,6 @@ class MultiConvAdapters(SideNetworks):
 
 class LowRankAdapters(SideNetworks):
     """ViTs with a low-rank adapter for each block (LoPA of EDTformer, Jin et al., TCSVT 2025)."""
-
-    def default_aggregation(self, architecture: str) -> str:
-        """Return `gem`."""
-        return "gem"
 
     def adapters(self, channels: int, num_blocks: int) -> list[nn.Module]:
         """Build the adapters."""
