@@ -35,6 +35,10 @@ TUPLES = {
 GSV_CITIES = {
     # dimensions, P of P x K, size of crops and of images, rate and that of the backbone, epochs, what is trained
     "dinov2_salad_gsv": (8448, 60, (224, 322), (6e-5, 6e-5), 4, {"norm", *(f"blocks.{i}" for i in range(8, 12))}),
+    "unified": (
+        *(6144, 120, (224, 322), (5e-5, 5e-5), 20),
+        {"aggregation_tokens", "norm", *(f"blocks.{i}" for i in range(8, 12))},
+    ),
 }
 DIVIDE_CLASSIFY = {
     f"divide_classify_efficientnet_{size}": dim for size, dim in (("b0", 1280), ("b5", 2048), ("b7", 2560))
