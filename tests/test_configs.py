@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from progeo.config.settings import plain_values
 from progeo.export.weights import save_encoder
 from progeo.models.aggregation import aggregation_dim
 from progeo.models.aggregation.netvlad import region_grid
-from progeo.models.backbones import empty_backbone, empty_traits, freeze_layers
-from progeo.models.encoder import build_encoder
+from progeo.models.backbones import FAMILIES, empty_backbone, empty_traits, freeze_layers
+from progeo.models.encoder import build_encoder, plan_encoder
+from progeo.training.starting_encoder import check_starting_encoder
 
 FOLDER = Path(__file__).parents[1] / "progeo/configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -29,6 +31,14 @@ TUPLES = {
     "netvlad_vgg16_pitts30k": ("vgg16", (), 16),
     "sfrs_vgg16_pitts30k": ("vgg16", (1, 5, 5, 5), 16),
     "wakd_mobilenet_v3_large_pitts30k": ("mobilenet_v3_large_512", (5, 5, 5, 5), 32),
+}
+GSV_CITIES = {
+    # dimensions, P of P x K, size of crops and of images, rate and that of the backbone, epochs, what is trained
+    "dinov2_salad_gsv": (8448, 60, (224, 322), (6e-5, 6e-5), 4, {"norm", *(f"blocks.{i}" for i in range(8, 12))}),
+    "unified": (
+        *(6144, 120, (224, 322), (5e-5, 5e-5), 20),
+        {"aggregation_tokens", "norm", *(f"blocks.{i}" for i in range(8, 12))},
+    ),
 }
 DIVIDE_CLASSIFY = {
     f"divide_classify_efficientnet_{size}": dim for size, dim in (("b0", 1280), ("b5", 2048), ("b7", 2560))
@@ -184,6 +194,41 @@ def test_the_settings_of_mined_tuples_are_the_published_ones(name):
         region_grid(options["regions"], height, width)
     is_distilled = name.startswith("wakd")
     assert (losses["gram"].weight, losses["attention"].weight) == (100 * is_distilled, 100 * is_distilled)
+
+
+@pytest.mark.parametrize("name", GSV_CITIES)
+def test_the_settings_of_trainings_on_gsv_cities_are_the_published_ones(name):
+    settings = settings_of(name)
+    dim, places, (crop, side), (rate, of_backbone), epochs, trained = GSV_CITIES[name]
+    losses, training, augmentation = settings.losses, settings.training, settings.augmentation
+    assert [loss for loss, options in losses.items() if options.weight] == ["multi_similarity"]
+    loss = losses["multi_similarity"]
+    assert (loss.alpha, loss.beta, loss.base, loss.epsilon) == (1, 50, 0, 0.1)
+    assert (training.batches, training.batch_size, training.images_per_class) == ("places", 4 * places, 4)
+    assert (training.epochs, settings.cells.min_images_per_class) == (epochs, 4)
+    assert training.encoder_learning_rate == rate
+    assert training.backbone_factor * rate == pytest.approx(of_backbone)
+    assert training.image_size in (crop, None if crop == side else crop)
+    assert (augmentation.rand_augment, augmentation.crop_scale, augmentation.hue) == (3, (1, 1), 0)
+    assert augmentation.rand_augment_magnitude == (15 if "boq" in name else 9)
+    model, encoder = settings.model, settings.encoder
+    plan = plan_encoder(
+        *(model.architecture, model.weights, encoder.image_size),
+        aggregation=encoder.aggregation,
+        aggregation_options=encoder.aggregation_options,
+    )
+    assert (plan.network.image_size, plan.descriptor_dim) == (side, dim)
+    backbone = FAMILIES[plan.family].empty(plan.network)
+    freeze_layers(backbone, encoder.frozen)
+    names = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    assert {re.match(r"blocks\.\d+|\w+", name)[0] for name in names} == trained
+
+
+def test_prompts_of_a_clip_train_an_encoder_that_is_none():
+    settings, clip = settings_of("dinov2_progeo_sf_xl"), settings_of("progeo_vit_b16")
+    assert settings.cells == clip.cells
+    assert settings.losses["text"].weight == 1
+    check_starting_encoder(settings.model, settings.encoder)
 
 
 def test_sfrs_and_its_netvlad_train_the_last_block_of_vgg16_only():

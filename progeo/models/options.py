@@ -38,10 +38,10 @@ class ModelOptions:
 
     architecture: str = "RN50"
     """Architecture of the model: RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip, hf-hub:owner/name or
-    local-dir:path to take a CLIP as its weights describe it, or tiny-resnet and tiny-vit for quick tests. Without text
-    also a classification network of torchvision, such as resnet50 or convnext_tiny, one of timm, such as
+    local-dir:path to take a CLIP as its weights describe it, or tiny-resnet and tiny-vit for quick tests. Stage 2 also
+    takes a classification network of torchvision, such as resnet50 or convnext_tiny, one of timm, such as
     timm/vit_base_patch14_dinov2, or a ViT of timm with learned parts added, such as
-    aggregation_tokens/vit_base_patch14_reg4_dinov2."""
+    aggregation_tokens/vit_base_patch14_reg4_dinov2, with text where stage 1 was of a CLIP."""
     weights: str = "openai"
     """Pretrained weights: a tag of open_clip, torchvision (IMAGENET1K_V1, DEFAULT) or timm (lvd142m), hf-hub:owner/name
     of a CLIP, a local file, a folder with open_clip_config.json, or random. Stage 2 also takes the folder of a trained

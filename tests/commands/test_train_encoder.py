@@ -55,6 +55,25 @@ def stage_2(config, *arguments):
     main(["train", "encoder", "--config", str(config), *map(str, arguments)])
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dim"),
+    [("resnet18_conv4", 256), pytest.param("timm/vit_small_patch14_dinov2", 384, marks=pytest.mark.slow)],
+)
+def test_prompts_of_a_clip_train_a_backbone_that_is_none(config, run, city, tmp_path, architecture, dim):
+    shutil.copytree(run / "stage1", tmp_path / "run/stage1")
+    short = ("--training.epochs", 1, "--training.iterations_per_epoch", 2, "--training.keep", "last")
+    other = ("--model.architecture", architecture, "--encoder.image_size", 56, "--encoder.descriptor_dim", "null")
+    stage_2(config, "--out", tmp_path / "run", *other, *short)
+    (row, *_) = (row for row in metrics_of(tmp_path / "run/stage2") if "image_text" in row)
+    assert row["image_text"] > 0 and row["cosface"] > 0
+    spec = json.loads((tmp_path / "run/stage2/last/model.json").read_text())["encoder"]
+    assert (spec["descriptor_dim"], spec["text_weights"]) == (dim, None)
+    assert architecture.endswith(spec["architecture"])
+    own = ("--descriptor_cache", tmp_path / "cache", "--out", tmp_path / "test")
+    main([*map(str, ("evaluate", tmp_path / "run", "--folder", city / "test", *own))])
+    assert (tmp_path / "test/report.html").is_file()
+
+
 def failure(config, *arguments):
     with pytest.raises(SystemExit) as stop:
         stage_2(config, *arguments)
