@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from progeo.evaluation.comparison_files import Comparison
     from progeo.evaluation.data_sets import DataSet
     from progeo.evaluation.evaluate import Evaluation, Evaluator
+    from progeo.evaluation.model_table import Model
+    from progeo.evaluation.protocols import Published
     from progeo.models.classifier import Classifier
 
 
@@ -32,7 +34,7 @@ def compare(
     trust: bool = False,
     mixed_precision: Precision = "no",
 ) -> "Comparison | None":
-    """Evaluate several encoders on one or several data sets and write compare.html, .md, .csv and .json.
+    """Evaluate several encoders on one or several data sets and write compare.html, .md, .csv, .json and models.md.
 
     Args:
         encoders: Encoders to compare, each in the form that `progeo evaluate` takes. The results of each go to a
@@ -61,6 +63,7 @@ def compare(
     from progeo.evaluation.comparison_page import write_comparison_page
     from progeo.evaluation.data_sets import as_file_name, data_sets
     from progeo.evaluation.evaluate import Evaluator
+    from progeo.evaluation.model_table import write_models
 
     if not encoders or len(set(encoders)) < len(encoders):
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(encoders) or 'none'}.")
@@ -92,6 +95,10 @@ def compare(
         return None
     table = compare_evaluated(found)
     safe = criterion.spreadsheet_safe
+    published = {each.name: _published(each, ranking) for each in sets}
+    models = {each.method: _released(each.method) for rows in published.values() for each in rows}
+    models |= {_shown(name, ranking): _model(name, encoder) for name, (encoder, _) in loaded.items()}
+    write_models(out / "models.md", table, models, published)
     write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths, spreadsheet_safe=safe)
     return write_comparison(out, table, spreadsheet_safe=safe)
 
@@ -101,6 +108,51 @@ def _shown(name: str, ranking: RankingOptions) -> str:
     near = [f"near {ranking.near}"] if ranking.near is not None else []
     heading = [f"heading within {ranking.heading:g} degrees"] if ranking.heading is not None else []
     return ", ".join([name, *near, *heading, *(["re-ranked"] if ranking.rerank is not None else [])])
+
+
+def _published(data: "DataSet", ranking: RankingOptions) -> "Sequence[Published]":
+    """Return the published recalls of a data set's protocol; none for other ways to rank than all its images."""
+    from progeo.evaluation.protocols import load_protocol
+
+    if data.protocol is None or ranking.by != "images" or (ranking.near, ranking.heading) != (None, None):
+        return ()
+    return load_protocol(data.protocol).published
+
+
+def _released(program: str) -> "Model":
+    """Return what is known of the published weights of a program."""
+    from progeo.convert.recognition import release_of
+    from progeo.evaluation.model_table import Model
+
+    return Model(**vars(release_of(program)))
+
+
+def _model(name: str, encoder: Any) -> "Model":
+    """Return what an encoder is, which for an imported one is what is known of its program's published weights."""
+    from progeo.export.card import license_of_weights, starting_weights
+    from progeo.export.weights import provenance_of
+
+    if isinstance(encoder, Path):
+        return _released("")
+    provenance, spec = provenance_of(name), getattr(encoder, "spec", None)
+    model = replace(
+        _released(provenance.get("kind", "")),
+        num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        image_size=encoder.image_size,
+    )
+    if spec is None or not encoder.has_weights:
+        return model
+    model = replace(model, backbone=spec.architecture)
+    if "kind" in provenance:
+        return model
+    weights = starting_weights({"encoder": vars(spec), "provenance": provenance or {"encoder": name}})
+    license = license_of_weights(spec.family, spec.architecture, weights)
+    folder = provenance.get("settings", {}).get("data", {}).get("train_folder")
+    return replace(
+        model,
+        training_data="" if folder is None else "/".join(Path(folder).parts[-2:]),
+        weights_license="" if license == "unknown" else license,
+    )
 
 
 def _load(

@@ -32,6 +32,15 @@ from progeo.models.pixel_statistics import chosen_statistics
 
 
 @dataclass(frozen=True)
+class Release:
+    """What is known of the weights that the authors of a program publish; "" for what is not."""
+
+    training_data: str = ""
+    code_license: str = ""
+    weights_license: str = ""
+
+
+@dataclass(frozen=True)
 class Format:
     """A program whose encoders can be imported."""
 
@@ -42,32 +51,42 @@ class Format:
     """Returns whether the program wrote the file or folder."""
     reads: Callable[[Source, Choices], ConvertedEncoder]
     """Converts the file or folder to an encoder; raises ValueError for missing or unexpected keys."""
+    release: Release = Release()
+    """Weights in this format that its authors publish."""
 
 
 FORMATS = (
-    Format("open_clip", (CLIP_MARK,), is_open_clip, read_open_clip),
-    Format("Hugging Face", (VISION_MARK,), is_hugging_face, read_hugging_face),
-    Format("OpenAI", (CLIP_MARK,), is_openai, read_openai),
-    Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
-    Format("ImAge", IMAGE_MARKS, is_image, read_image),
-    Format("SelaVPR++", SELAVPR_MARKS, is_selavpr, read_selavpr),
-    Format("EDTformer", EDTFORMER_MARKS, is_edtformer, read_edtformer),
-    Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark),
-    Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
-    Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
-    Format("OpenIBL or WAKD", OPENIBL_MARKS, is_openibl, read_openibl),
-    Format("pytorch-NetVlad", PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad),
-    Format("MegaLoc", MEGALOC_MARKS, is_megaloc, read_megaloc),
-    Format("SALAD or CliqueMining", SALAD_MARKS, is_salad, read_salad),
-    Format("BoQ", BOQ_MARKS, is_boq, read_boq),
-    Format("MixVPR or GSV-Cities", MIXVPR_MARKS, is_mixvpr, read_mixvpr),
-    Format("OpenVPRLab", OPENVPRLAB_MARKS, is_openvprlab, read_openvprlab),
-    Format("DINOv2", (), is_dinov2, read_dinov2),
+    Format("open_clip", (CLIP_MARK,), is_open_clip, read_open_clip, Release(code_license="MIT")),
+    Format("Hugging Face", (VISION_MARK,), is_hugging_face, read_hugging_face, Release(code_license="Apache-2.0")),
+    Format("OpenAI", (CLIP_MARK,), is_openai, read_openai, Release("images and texts of the web", "MIT", "MIT")),
+    Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo, Release("SF-XL")),
+    Format("ImAge", IMAGE_MARKS, is_image, read_image, Release("GSV-Cities, or a unified data set")),
+    Format("SelaVPR++", SELAVPR_MARKS, is_selavpr, read_selavpr, Release("unified data set", "MIT")),
+    Format("EDTformer", EDTFORMER_MARKS, is_edtformer, read_edtformer, Release("GSV-Cities")),
+    Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark, Release("Pitts30k or MSLS")),
+    Format(
+        "CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace, Release("SF-XL", "MIT, of EigenPlaces")
+    ),
+    Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify, Release("SF-XL")),
+    Format("OpenIBL or WAKD", OPENIBL_MARKS, is_openibl, read_openibl, Release("Pitts30k", "MIT, of OpenIBL")),
+    Format("pytorch-NetVlad", PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad, Release("Pitts30k")),
+    Format("MegaLoc", MEGALOC_MARKS, is_megaloc, read_megaloc, Release("SF-XL, GSV-Cities, MSLS, MegaScenes, ScanNet")),
+    Format("SALAD or CliqueMining", SALAD_MARKS, is_salad, read_salad, Release("GSV-Cities; CliqueMining also MSLS")),
+    Format("BoQ", BOQ_MARKS, is_boq, read_boq, Release("GSV-Cities", "MIT")),
+    Format("MixVPR or GSV-Cities", MIXVPR_MARKS, is_mixvpr, read_mixvpr, Release("GSV-Cities")),
+    Format("OpenVPRLab", OPENVPRLAB_MARKS, is_openvprlab, read_openvprlab, Release("GSV-Cities", "MIT")),
+    Format("DINOv2", (), is_dinov2, read_dinov2, Release("LVD-142M", "Apache-2.0", "Apache-2.0")),
 )
 """The first row that recognizes a file or folder reads it."""
 _OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)|backbone\.(0|dino|frozen_layers|unfrozen_layers|model|net)\.").match
 """Matches a numbered layer of the head of CosPlace and published ProGEO, the convolution of other NetVLADs, and the
 first layers of backbones of programs."""
+
+
+def release_of(program: str) -> Release:
+    """Return what is known of a program's published weights, by the name of its row or, as in `A or B`, one of two."""
+    rows = (row for row in FORMATS if program == row.name or program in row.name.split(" or "))
+    return next((row.release for row in rows), Release())
 
 
 def open_source(path: Path, choices: Choices) -> Source:

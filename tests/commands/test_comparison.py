@@ -2,12 +2,16 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from running import files_in
 
 from progeo.cli import main
+from progeo.evaluation.protocols import load_protocol
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
 
 RESULTS = {"predictions.csv", "recalls.csv", "recalls.json", "recalls.md", "report.html"}
 
@@ -40,7 +44,7 @@ def test_several_data_sets_stand_in_one_table(city, cache, tmp_path):
     parts = [f"{number}_city_{name}" for number, name in ((1, "test"), (2, "val"))]
     encoders = ("1_thumbnail", "2_open_clip_tiny-vit_random")
     assert set(files_in(tmp_path)) == {
-        *("compare.csv", "compare.html", "compare.json", "compare.md"),
+        *("compare.csv", "compare.html", "compare.json", "compare.md", "models.md"),
         *(f"{part}/{encoder}/{name}" for part in parts for encoder in encoders for name in RESULTS),
     }
     for row, (part, encoder) in zip(table, [(part, each) for part in parts for each in encoders], strict=True):
@@ -55,7 +59,7 @@ def test_one_data_set_leaves_what_it_always_did(city, foreign, cache, tmp_path):
     compare("thumbnail", foreign, "--folder", city / "test", out=tmp_path, cache=cache)
     (second,) = tmp_path.glob("2_*")
     assert set(files_in(tmp_path)) == {
-        *("compare.csv", "compare.html", "compare.json", "compare.md"),
+        *("compare.csv", "compare.html", "compare.json", "compare.md", "models.md"),
         *(f"{encoder}/{name}" for encoder in ("1_thumbnail", second.name) for name in RESULTS),
     }
     with (tmp_path / "compare.csv").open() as stream:
@@ -89,3 +93,57 @@ def test_protocols_that_do_not_fit_the_folders_are_refused_before_anything_is_ex
     with pytest.raises(SystemExit, match=r"--protocol nordland has 27,592 database images .*val has"):
         compare(*words[:4], "--protocol", "none", "nordland", out=tmp_path / "out", cache=tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
+
+
+def models(out):
+    """Read the rows of models.md, each by the names of its columns."""
+    text = (out / "models.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split(" |")] for line in text.splitlines() if "|" in line]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_the_table_of_models_says_what_each_encoder_is(city, foreign, cache, tmp_path):
+    imported = build_encoder("tiny-resnet", "random", 48).eval()
+    save_encoder(tmp_path / "eigen", imported, provenance={"kind": "CosPlace or EigenPlaces"}, recalls={})
+    trained = {"settings": {"model": {"weights": "random"}, "data": {"train_folder": "/my/own/city/train"}}}
+    save_encoder(tmp_path / "own", imported, provenance=trained, recalls={})
+    names = ["thumbnail", "open_clip:tiny-vit:random", foreign, tmp_path / "eigen", tmp_path / "own"]
+    compare(*names, "--folder", city / "test", out=tmp_path / "out", cache=cache)
+    thumbnail, vit, other, eigen, own = models(tmp_path / "out")
+    assert [row["numbers"] for row in (thumbnail, vit, other, eigen, own)] == ["measured"] * 5
+    assert (thumbnail["image, px"], thumbnail["dimensions"], thumbnail["parameters, M"]) == ("16 x 16", "768", "0.0")
+    assert (vit["backbone"], vit["license of weights"]) == ("tiny-vit", "none, training started from random weights")
+    assert {other[name] for name in ("backbone", "parameters, M", "image, px", "images/s", "ms per query")} == {"?"}
+    assert (eigen["training data"], eigen["license of code"], eigen["license of weights"]) == (
+        "SF-XL",
+        "MIT, of EigenPlaces",
+        "?",
+    )
+    millions = sum(parameter.numel() for parameter in imported.parameters()) / 1e6
+    assert (eigen["backbone"], eigen["parameters, M"]) == ("tiny-resnet", f"{millions:.1f}")
+    assert (own["training data"], own["license of code"]) == ("city/train", "?")
+    low, high = (float(text) for text in own["95 % of R@1"].split(" to "))
+    assert low <= float(own["R@1"]) <= high
+
+
+def test_published_recalls_stand_below_those_that_were_measured(city, cache, tmp_path, monkeypatch):
+    sizes = {"num_database": 12, "num_queries": 6}
+    protocol = replace(load_protocol("amstertime"), **sizes)
+    monkeypatch.setattr("progeo.evaluation.benchmark.load_protocol", lambda _: protocol)
+    val = ["--folder", city / "val", "--protocol", "amstertime"]
+    compare("thumbnail", *val, out=tmp_path / "out", cache=cache)
+    assert (tmp_path / "out/models.md").read_text().startswith("## amstertime\n")
+    measured, *published = models(tmp_path / "out")
+    assert (measured["model"], measured["numbers"]) == ("thumbnail", "measured")
+    assert [row["model"] for row in published] == [each.method for each in protocol.published]
+    eigen = next(row for row in published if row["model"] == "EigenPlaces")
+    assert (eigen["backbone"], eigen["dimensions"], eigen["R@1"]) == ("ResNet-50", "2,048", "48.9")
+    assert (eigen["training data"], eigen["license of code"], eigen["95 % of R@1"]) == (
+        "SF-XL",
+        "MIT, of EigenPlaces",
+        "?",
+    )
+    assert eigen["numbers"] == "published: CricaVPR, Lu et al., CVPR 2024, table 3"
+    assert all(row["numbers"].endswith("; not comparable: sees other test images") for row in published[-2:])
+    compare("thumbnail", *val, "--near", "500", out=tmp_path / "near", cache=cache)
+    assert len(models(tmp_path / "near")) == 1
