@@ -40,10 +40,16 @@ class Row:
 
 
 ROWS = {
+    "boq": Row("boq", (DINOV2, RESNET), options={"channels": 384}, batch=4),
+    "convap": Row("convap"),
     "gem": Row("gem", dim=512),
+    "gem_pool": Row("gem_pool"),
+    "mixvpr of DINOv2": Row("mixvpr", (DINOV2,), options={"grid": DINOV2[1:]}),
+    "mixvpr": Row("mixvpr", (RESNET,)),
     "netvlad": Row("netvlad"),
     "salad": Row("salad", (DINOV2,)),
     "salad of MegaLoc": Row("salad", (DINOV2,), options={"cluster_dim": 256}),
+    "token_gem": Row("token_gem", (DINOV2,)),
 }
 
 

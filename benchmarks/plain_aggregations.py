@@ -50,10 +50,66 @@ def plain_salad(head: Any, feature_map: Tensor, token: Tensor) -> Tensor:
     return F.normalize(torch.cat([F.normalize(head.token_features(token), p=2.0, dim=-1), clusters], dim=-1), dim=-1)
 
 
+def plain_boq(head: Any, feature_map: Tensor) -> Tensor:
+    """BoQ of its authors: queries repeated for every image, and the weights of all pairs of queries and cells."""
+    tokens = head.norm_input(head.proj_c(feature_map).flatten(2).permute(0, 2, 1))
+    answers = []
+    for block in head.boqs:
+        layer = block.encoder
+        mixed, _ = _attend(layer.self_attn, tokens, tokens, need_weights=False)
+        tokens = layer.norm1(tokens + mixed)
+        tokens = layer.norm2(tokens + layer.linear2(layer.dropout(F.relu(layer.linear1(tokens)))))
+        queries = block.queries.repeat(len(tokens), 1, 1)
+        queries = block.norm_q(queries + _attend(block.self_attn, queries, queries)[0])
+        answers.append(block.norm_out(_attend(block.cross_attn, queries, tokens)[0]))
+    return F.normalize(head.fc(torch.cat(answers, dim=1).permute(0, 2, 1)).flatten(1), p=2.0, dim=-1)
+
+
+def plain_convap(head: Any, feature_map: Tensor) -> Tensor:
+    """Conv-AP of its authors: the convolution of all cells, then their means."""
+    projected = head.channel_pool(feature_map)
+    return F.normalize(F.adaptive_avg_pool2d(projected, head.parts).flatten(1), p=2.0, dim=1)
+
+
+def plain_gem_pool(head: Any, feature_map: Tensor) -> Tensor:
+    """GeM of GSV-Cities: pooling with `avg_pool2d`, then L2."""
+    pooled = F.avg_pool2d(feature_map.clamp(min=1e-6).pow(head.p), feature_map.shape[2:]).pow(1 / head.p)
+    return F.normalize(pooled.flatten(1), p=2.0, dim=1)
+
+
+def plain_mixvpr(head: Any, feature_map: Tensor) -> Tensor:
+    """MixVPR of its authors: the channels projected in all cells, then the cells."""
+    mixed = head.mix(feature_map.flatten(2))
+    projected = head.channel_proj(mixed.permute(0, 2, 1)).permute(0, 2, 1)
+    return F.normalize(head.row_proj(projected).flatten(1), p=2.0, dim=-1)
+
+
+def plain_token_gem(head: Any, feature_map: Tensor, token: Tensor) -> Tensor:
+    """The token and GeM of CricaVPR, each of unit length, in a row."""
+    channels = F.normalize(feature_map, p=2.0, dim=1)
+    pooled = F.avg_pool2d(channels.clamp(min=1e-6).pow(head.p), channels.shape[2:]).pow(1 / head.p).flatten(1)
+    parts = [F.normalize(each, p=2.0, dim=1) for each in (token, pooled)]
+    return F.normalize(torch.cat(parts, dim=1), p=2.0, dim=1)
+
+
 PLAIN: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {"gem": plain_gem, "netvlad": plain_netvlad, "salad": plain_salad}
+    {
+        "boq": plain_boq,
+        "convap": plain_convap,
+        "gem": plain_gem,
+        "gem_pool": plain_gem_pool,
+        "mixvpr": plain_mixvpr,
+        "netvlad": plain_netvlad,
+        "salad": plain_salad,
+        "token_gem": plain_token_gem,
+    }
 )
 """By the name of the aggregation."""
+
+
+def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, **options: Any) -> tuple[Any, ...]:
+    """Run PyTorch's own forward, which heads of ours replace."""
+    return nn.MultiheadAttention.forward(attention, queries, tokens, tokens, **options)
 
 
 def _conv(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

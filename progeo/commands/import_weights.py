@@ -26,9 +26,9 @@ def import_weights(
 
     Args:
         file: Weights of published ProGEO, CosPlace, EigenPlaces or Divide&Classify; with NetVLAD, of OpenIBL, WAKD, the
-            deep visual geo-localization benchmark or pytorch-NetVlad; of DINOv2, SALAD, CliqueMining, MegaLoc, ImAge,
-            SelaVPR++ or EDTformer; or of a CLIP of OpenAI, open_clip or Hugging Face, the latter two also as a folder
-            with their configuration; or prompts of published ProGEO's stage 1.
+            deep visual geo-localization benchmark or pytorch-NetVlad; of DINOv2, SALAD, CliqueMining, MegaLoc, BoQ,
+            MixVPR, GSV-Cities, OpenVPRLab, ImAge, SelaVPR++ or EDTformer; or of a CLIP of OpenAI, open_clip or Hugging
+            Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's stage 1.
         out: Output folder. null takes the name of the file, with _encoder in place of its suffix.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width. null takes the
             published size; a CLIP or a ViT of published ProGEO takes the size of its position embedding, and no other

@@ -72,16 +72,18 @@ class EncoderOptions:
     """Size in pixels that stage 2 resizes crops to: one side of a square, or height and width."""
     descriptor_dim: int | None = None
     """Dimension of the descriptors. null takes that of the aggregation: of CLIP's features, else of the backbone's
-    channels or token. The aggregations token, mean, netvlad, salad and edtformer allow no other."""
+    channels or token. Only the aggregations gem and mean_linear allow another."""
     aggregation: str | None = None
-    """How the features of the backbone become a descriptor: gem, mean, mean_linear or netvlad of its feature map,
-    salad or edtformer of its feature map and token, or its token, such as the class token of a ViT or the attention
-    pooling of a CLIP. null takes token for a ViT, else gem."""
+    """How the features of the backbone become a descriptor: boq, convap, gem, gem_pool, mean, mean_linear, mixvpr or
+    netvlad of its feature map, edtformer, salad or token_gem of its feature map and token, or its token, such as the
+    class token of a ViT or the attention pooling of a CLIP. null takes token for a ViT, else gem."""
     aggregation_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the aggregation, as NAME=VALUE pairs: num_clusters of netvlad, 64, and its regions, thirds as WAKD or
-    quarters as SFRS; num_clusters of salad, 64, its cluster_dim, 128, token_dim, 256, hidden_dim, 512, and dropout,
-    0.3; local_linear of gem, false; num_queries of edtformer, 64, its num_layers, 2, num_heads, 16, channels, 256,
-    rows, 16, and dropout, 0.1."""
+    """Options of the aggregation, as NAME=VALUE pairs, here with their defaults. boq: channels=512, num_queries=64,
+    num_layers=2, rows=32. convap: out_channels=512, rows=2, columns=2. edtformer: num_queries=64, num_layers=2,
+    num_heads=16, channels=256, rows=16, dropout=0.1. gem: local_linear=false. mixvpr: out_channels=1024, rows=4,
+    depth=4, ratio=1, and grid, the rows and columns of the feature maps of image_size. netvlad: num_clusters=64,
+    regions=thirds as WAKD, or quarters as SFRS. salad: num_clusters=64, cluster_dim=128, token_dim=256, hidden_dim=512,
+    dropout=0.3."""
     centroids: Path | None = None
     """File of the clusters that netvlad starts from: a published *_desc_cen.hdf5, or the centroids.hdf5 of another run.
     null clusters local features of 500 training images."""
