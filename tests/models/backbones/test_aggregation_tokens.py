@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from progeo.models.backbones import empty_traits, find_family, freeze_layers
@@ -65,6 +68,27 @@ def test_training_starts_from_the_weights_of_the_vit_and_random_tokens(tmp_path)
     assert 0.95e-6 < tokens.std() < 1.05e-6 and tokens.mean().abs() < 0.1e-6
     assert torch.equal(tokens, load("test_vit+50@4", seed=3).aggregation_tokens)
     assert not torch.equal(tokens, load("test_vit+50@4", seed=4).aggregation_tokens)
+
+
+@pytest.mark.parametrize("count", [3, 1])
+def test_the_tokens_start_from_sharpened_centers_of_clusters(count):
+    network = load(f"test_vit+{count}@4")
+    before, directions = network.aggregation_tokens, torch.eye(64)[:count]
+    # 20 local features near each direction, five times each, with a cosine of 0.8 to it and of 0 to the others.
+    around = torch.eye(64)[10:30].repeat(5, 1)
+    features = torch.cat([7 * (0.8 * direction + 0.6 * around) for direction in directions])
+    FAMILY.initialize(network, lambda: features, seed=5)
+    assert network.aggregation_tokens is before
+    tokens = network.aggregation_tokens.detach()[0]
+    unit = F.normalize(tokens, dim=1)
+    centers = torch.stack([0.8 * direction + 0.6 * torch.eye(64)[10:30].mean(dim=0) for direction in directions])
+    centers = F.normalize(centers, dim=1)
+    order = (unit @ centers.T).argmax(dim=1)
+    assert sorted(order.tolist()) == list(range(count))
+    torch.testing.assert_close(unit, centers[order], atol=1e-5, rtol=0)
+    cosines = (features / 7 @ centers.T).sort(dim=1, descending=True).values
+    gap = (cosines[:, 0] - cosines[:, 1] if count > 1 else cosines[:, 0]).mean()
+    torch.testing.assert_close(tokens.norm(dim=1), (math.log(100) / gap).expand(count))
 
 
 def test_an_encoder_is_rebuilt_from_its_name():
