@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from progeo.models.backbones import empty_traits, find_family, freeze_layers
-from progeo.models.backbones.aggregation_tokens import AggregationTokens
+from progeo.models.backbones import find_family, freeze_layers
+from progeo.models.backbones.aggregation_tokens import AggregationTokens, numbers_of
 from progeo.models.backbones.family import NetworkSpec
 from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
 
@@ -36,10 +36,9 @@ def test_the_tokens_are_inserted_before_the_block_and_are_the_token_after_the_la
 
 
 def test_eight_tokens_before_block_eight_are_the_published_numbers():
-    architecture = "aggregation_tokens/vit_small_patch14_reg4_dinov2"
-    assert empty_traits(architecture).token_dim == empty_traits(f"{architecture}+8@8").token_dim == 8 * 384
-    assert empty_traits(f"{architecture}+2@0").token_dim == 2 * 384
-    assert [load("vit_pwee_patch16_reg1_gap_256").inserted_before, load().inserted_before] == [8, 4]
+    assert numbers_of("vit_base_patch14_reg4_dinov2") == (8, 8)
+    assert numbers_of("vit_base_patch14_reg4_dinov2+12@0") == (12, 0)
+    assert FAMILY.traits(load("test_vit+12@0")).token_dim == 12 * 64
 
 
 @pytest.mark.parametrize(
