@@ -1,6 +1,7 @@
 """CosPlace, EigenPlaces and Divide&Classify, imported from what they save."""
 
 import argparse
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_missing_and_unexpected_keys_are_named(change, options, sentence, tmp_pa
 
 
 def test_a_network_that_is_none_of_them_is_refused_by_its_names(tmp_path):
-    known = ", ".join(row.name for row in FORMATS)
+    known = re.escape(", ".join(row.name for row in FORMATS))
     with pytest.raises(SystemExit, match=f"its names begin with bn1, conv1, fc, layer1, layer2. Known are {known}"):
         imported(torchvision.models.resnet18(weights=None).state_dict(), tmp_path)
     for nothing in ({}, [], 3):

@@ -160,7 +160,7 @@ def test_what_cannot_be_built_is_refused():
 
 
 def test_a_spec_whose_backbone_lacks_a_part_is_refused():
-    spec = replace(built("resnet18").spec, aggregation="token")
+    spec = replace(built("resnet18").spec, aggregation="token", aggregation_options={})
     with pytest.raises(ValueError, match="`aggregation` token needs a token, and resnet18 gives a feature map only"):
         empty_encoder(spec)
 
@@ -250,7 +250,11 @@ def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
             {},
             "`aggregation` 'ours' is not known: use .*gem, .*mean, mean_linear, .*netvlad, .*, or name .* `plugin`",
         ),
-        ("gem", {"power": 3}, "`aggregation_options` has 'power', which is no option of gem: it has none"),
+        (
+            "gem",
+            {"power": 3},
+            "`aggregation_options` has 'power', which is no option of gem: its options are local_linear",
+        ),
     ],
 )
 def test_an_aggregation_that_cannot_be_is_refused_before_weights_are_fetched(aggregation, options, sentence):
