@@ -1,7 +1,8 @@
-"""The start of an aggregation such as NetVLAD: from clusters of local features of training images."""
+"""The start of an aggregation such as NetVLAD, or of tokens: from clusters of local features of training images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ _PER_IMAGE = 100
 
 @dataclass(frozen=True)
 class AggregationStart:
-    """How an aggregation that needs it is initialized."""
+    """How an aggregation, or a part of a backbone, that needs it is initialized."""
 
     kept: Path
     """File to save the start to."""
@@ -33,14 +34,16 @@ class AggregationStart:
     def initialize(
         self, encoder: Encoder, catalogues: Sequence[Catalogue], data: DataOptions, accelerator: Accelerator
     ) -> None:
-        """Initialize the aggregation of an encoder, alike in all processes, if its row says how."""
+        """Initialize an encoder, alike in all processes, if its family or the row of its aggregation says how."""
         row, aggregation = AGGREGATIONS[encoder.spec.aggregation], encoder.aggregation
+        features = partial(local_features, encoder, catalogues, accelerator, data=data, seed=self.seed)
+        encoder.family.initialize(encoder.backbone, features, self.seed)
         if row.initialize is not None:
-            found = local_features(encoder, catalogues, accelerator, data=data, seed=self.seed)
+            found = features()
             row.initialize(aggregation, found, self.seed)
             if row.save_start is not None and accelerator.is_main_process:
                 row.save_start(aggregation, found, self.kept)
-        copy_from_main_process(aggregation, accelerator)
+        copy_from_main_process(encoder, accelerator)
 
 
 @torch.no_grad()

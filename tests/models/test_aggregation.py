@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -177,6 +178,18 @@ def test_an_aggregation_is_initialized_once_before_the_first_step(ema_decay, con
     resumed.resume()
     resumed.train_epoch(StopRequest())
     assert len(calls) == 2
+
+
+def test_tokens_in_a_backbone_are_initialized_before_the_first_step(config, tmp_path):
+    settings = {**TRAINING, "model.architecture": "aggregation_tokens/test_vit+3@4", "encoder.aggregation": "token"}
+    trainer = trainer_of(training_builder(config, settings)(), tmp_path)
+    tokens = trainer.task.encoder.backbone.aggregation_tokens
+    assert tokens.norm() < 1e-4
+    trainer.resume()
+    lengths = tokens.norm(dim=2)
+    assert lengths.min() > math.log(100)  # divided by a difference of cosines
+    torch.testing.assert_close(lengths, lengths[:, :1].expand(1, 3))
+    assert torch.equal(trainer.model.backbone.aggregation_tokens, tokens)
 
 
 @pytest.mark.parametrize("dim", [0, -3])

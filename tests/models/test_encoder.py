@@ -251,6 +251,11 @@ def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
             "`aggregation` 'ours' is not known: use .*gem, .*mean, mean_linear, .*netvlad, .*, or name .* `plugin`",
         ),
         ("mean", {"power": 3}, "`aggregation_options` has 'power', which is no option of mean: it has none"),
+        (
+            "gem",
+            {"power": 3},
+            "`aggregation_options` has 'power', which is no option of gem: its options are local_linear",
+        ),
     ],
 )
 def test_an_aggregation_that_cannot_be_is_refused_before_weights_are_fetched(aggregation, options, sentence):

@@ -244,7 +244,7 @@ def test_options_that_do_not_fit_are_refused(options, words):
 
 def test_only_aggregations_with_regions_say_so():
     for name, row in AGGREGATIONS.items():
-        module = build_aggregation(name, Traits(CHANNELS, CHANNELS, CHANNELS, 16))
+        module = build_aggregation(name, Traits(16, 16, 16, 16))
         assert row.has_regions == hasattr(module, "regions")
 
 

@@ -60,7 +60,8 @@ def test_it_is_that_encoder_with_everything_to_be_trained(folder):
         ({"aggregation": "mean"}, "`aggregation` is mean, the encoder in {} has gem: set it so."),
         (
             {"aggregation_options": {"k": 3}},
-            "`aggregation_options` is {{'k': 3}}, the encoder in {} has {{}}: set it so.",
+            "`aggregation_options` is {{'local_linear': False, 'k': 3}}, the encoder in {} has "
+            "{{'local_linear': False}}: set it so.",
         ),
         ({"resize": "bicubic"}, "`resize` is bicubic, the encoder in {} has bilinear: set it so."),
         ({"align_corners": True}, "`align_corners` is True, the encoder in {} has False: set it so."),

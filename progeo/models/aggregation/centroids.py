@@ -1,9 +1,11 @@
-"""Centers of clusters of local features, which NetVLAD starts from: k-means, and published files."""
+"""Centers of clusters of local features, which NetVLAD and others start from: k-means, and published files."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from progeo.atomic import replacing
@@ -13,6 +15,8 @@ from progeo.printable import first_line
 _ITERATIONS = 100
 _MAX_COMPRESSION = 1100
 """Bytes that a byte of a file can stand for, compressed as HDF5 does it."""
+_RATIO = 100
+"""How many times the weight of its second nearest cluster a typical local feature gives its nearest at the start."""
 _MAX_LENGTH = 1.01
 """Of an L2-normalized local feature: 1 and some rounding, or 0 where a feature map is 0."""
 
@@ -40,6 +44,27 @@ def cluster_centers(local_features: Tensor, num_clusters: int, *, seed: int) -> 
     kmeans = faiss.Kmeans(channels, num_clusters, niter=_ITERATIONS, seed=seed % 2**31, **limits)
     kmeans.train(np.ascontiguousarray(local_features.cpu()))
     return torch.from_numpy(kmeans.centroids).to(local_features.device)
+
+
+def sharpness(centroids: Tensor, local_features: Tensor) -> float:
+    """Return the factor alpha of cosines to centroids, with which the nearest is clearly ahead in a softmax.
+
+    The mean difference of the cosines to the two nearest centroids, or the cosine to a single one, gives weights of the
+    ratio 100.
+
+    Args:
+        centroids: (K, C).
+        local_features: L2-normalized (n, C).
+
+    Raises:
+        ValueError: all local features are as near to a second centroid.
+    """
+    cosines = local_features @ F.normalize(centroids, dim=1).T
+    nearest = cosines.topk(min(2, len(centroids)), dim=1).values
+    gap = (nearest[:, 0] - nearest[:, 1:].sum(dim=1)).mean(dtype=torch.float64).item()
+    if not gap > 0:
+        raise ValueError("Training cannot start from these centroids: no local feature is nearer to one than to all.")
+    return math.log(_RATIO) / gap
 
 
 def read_centroids(path: Path) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,16 @@
 """NetVLAD: soft assignment of local features to clusters, and the sums of their residuals (Arandjelovic, CVPR 2016)."""
 
-import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from progeo.models.aggregation.centroids import cluster_centers, read_centroids, write_centroids
+from progeo.models.aggregation.centroids import cluster_centers, read_centroids, sharpness, write_centroids
 from progeo.models.aggregation.precision import full_precision
 
 _SIDES = {"thirds": 3, "quarters": 2}
 """Rows and columns of the grid of each kind of regions."""
-_RATIO = 100
-"""How many times the weight of its second nearest cluster a typical local feature gives its nearest at the start."""
 
 
 class NetVLAD(nn.Module):
@@ -81,15 +78,12 @@ class NetVLAD(nn.Module):
     def initialize(self, centroids: Tensor, local_features: Tensor) -> float:
         """Start from clusters: assign by the cosine to the centroids, sharpened so that the best is clearly ahead.
 
-        The factor alpha is such that the mean difference of the cosines to the two nearest centroids gives weights of
-        the ratio 100.
-
         Args:
             centroids: centers of clusters of L2-normalized local features (K, C).
             local_features: L2-normalized (n, C).
 
         Returns:
-            alpha.
+            The factor alpha, see `sharpness`.
 
         Raises:
             ValueError: the shapes do not fit, or all local features are as near to a second centroid.
@@ -99,16 +93,9 @@ class NetVLAD(nn.Module):
                 f"NetVLAD of {self.centroids.shape[0]} clusters and {self.centroids.shape[1]} channels cannot start "
                 f"from centroids {tuple(centroids.shape)} and local features {tuple(local_features.shape)}."
             )
-        unit = F.normalize(centroids, dim=1)
-        nearest = (local_features @ unit.T).topk(2, dim=1).values
-        gap = (nearest[:, 0] - nearest[:, 1]).mean(dtype=torch.float64).item()
-        if not gap > 0:
-            raise ValueError(
-                "NetVLAD cannot start from these centroids: no local feature is nearer to one than to all."
-            )
-        alpha = math.log(_RATIO) / gap
+        alpha = sharpness(centroids, local_features)
         self.centroids.copy_(centroids)
-        self.assignment.copy_(alpha * unit)
+        self.assignment.copy_(alpha * F.normalize(centroids, dim=1))
         return alpha
 
     def _local_features(self, feature_map: Tensor) -> Tensor:

@@ -1,19 +1,22 @@
 """ViTs with learned aggregation tokens, which gather what a descriptor needs (ImAge, Lu et al., NeurIPS 2025)."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from progeo.models.aggregation.centroids import cluster_centers, sharpness
 from progeo.models.backbones.extended_vits import ExtendedVits, first_tokens, run_block
 from progeo.models.backbones.family import Features, Traits
 
 _NAME = re.compile(r"(?P<vit>[^+]+)(?:\+(?P<count>[1-9]\d?)@(?P<block>\d{1,2}))?")
 _COUNT, _BLOCK = 8, 8
 _STD = 1e-6
-"""Standard deviation of the tokens before training."""
+"""Standard deviation of the tokens before they are initialized."""
 
 
 class AggregationTokens(ExtendedVits):
@@ -46,6 +49,16 @@ class AggregationTokens(ExtendedVits):
             )
         network.aggregation_tokens = nn.Parameter(torch.empty(1, count, network.embed_dim).normal_(std=_STD))
         network.inserted_before = block
+
+    @torch.no_grad()
+    def initialize(self, network: Any, local_features: Callable[[], Tensor], seed: int) -> None:
+        """Start from the centers of clusters of local features, as NetVLAD assigns to them at its start.
+
+        Published are clusters of local features without the tokens; here the tokens, which are near zero, take part.
+        """
+        features = F.normalize(local_features(), dim=1)
+        centers = cluster_centers(features, network.aggregation_tokens.shape[1], seed=seed)
+        network.aggregation_tokens.copy_(sharpness(centers, features) * F.normalize(centers, dim=1))
 
     def traits(self, network: Any) -> Traits:
         """Return what is known of a network."""

@@ -142,6 +142,18 @@ class Family(ABC):
     def features(self, network: nn.Module, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
 
+    def initialize(self, network: nn.Module, local_features: Callable[[], Tensor], seed: int) -> None:
+        """Set the first weights of parts that were added to pretrained ones, in place, before training; none here.
+
+        Args:
+            network: a network of `load`.
+            local_features: computes a sample of the vectors of its feature maps of training images, (n, C).
+            seed: seed of random choices.
+
+        Raises:
+            ValueError: training cannot start from these local features.
+        """
+
     def configuration(self, architecture: str, weights: str) -> Mapping[str, Any] | None:
         """Return what decides the network of these weights beside its name, before they are fetched; None if nothing.
 

@@ -1,10 +1,13 @@
+import math
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from progeo.models.backbones import empty_traits, find_family, freeze_layers
-from progeo.models.backbones.aggregation_tokens import AggregationTokens
+from progeo.models.backbones import find_family, freeze_layers
+from progeo.models.backbones.aggregation_tokens import AggregationTokens, numbers_of
 from progeo.models.backbones.family import NetworkSpec
 from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
 
@@ -33,10 +36,9 @@ def test_the_tokens_are_inserted_before_the_block_and_are_the_token_after_the_la
 
 
 def test_eight_tokens_before_block_eight_are_the_published_numbers():
-    architecture = "aggregation_tokens/vit_small_patch14_reg4_dinov2"
-    assert empty_traits(architecture).token_dim == empty_traits(f"{architecture}+8@8").token_dim == 8 * 384
-    assert empty_traits(f"{architecture}+2@0").token_dim == 2 * 384
-    assert [load("vit_pwee_patch16_reg1_gap_256").inserted_before, load().inserted_before] == [8, 4]
+    assert numbers_of("vit_base_patch14_reg4_dinov2") == (8, 8)
+    assert numbers_of("vit_base_patch14_reg4_dinov2+12@0") == (12, 0)
+    assert FAMILY.traits(load("test_vit+12@0")).token_dim == 12 * 64
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,27 @@ def test_training_starts_from_the_weights_of_the_vit_and_random_tokens(tmp_path)
     assert 0.95e-6 < tokens.std() < 1.05e-6 and tokens.mean().abs() < 0.1e-6
     assert torch.equal(tokens, load("test_vit+50@4", seed=3).aggregation_tokens)
     assert not torch.equal(tokens, load("test_vit+50@4", seed=4).aggregation_tokens)
+
+
+@pytest.mark.parametrize("count", [3, 1])
+def test_the_tokens_start_from_sharpened_centers_of_clusters(count):
+    network = load(f"test_vit+{count}@4")
+    before, directions = network.aggregation_tokens, torch.eye(64)[:count]
+    # 20 local features near each direction, five times each, with a cosine of 0.8 to it and of 0 to the others.
+    around = torch.eye(64)[10:30].repeat(5, 1)
+    features = torch.cat([7 * (0.8 * direction + 0.6 * around) for direction in directions])
+    FAMILY.initialize(network, lambda: features, seed=5)
+    assert network.aggregation_tokens is before
+    tokens = network.aggregation_tokens.detach()[0]
+    unit = F.normalize(tokens, dim=1)
+    centers = torch.stack([0.8 * direction + 0.6 * torch.eye(64)[10:30].mean(dim=0) for direction in directions])
+    centers = F.normalize(centers, dim=1)
+    order = (unit @ centers.T).argmax(dim=1)
+    assert sorted(order.tolist()) == list(range(count))
+    torch.testing.assert_close(unit, centers[order], atol=1e-5, rtol=0)
+    cosines = (features / 7 @ centers.T).sort(dim=1, descending=True).values
+    gap = (cosines[:, 0] - cosines[:, 1] if count > 1 else cosines[:, 0]).mean()
+    torch.testing.assert_close(tokens.norm(dim=1), (math.log(100) / gap).expand(count))
 
 
 def test_an_encoder_is_rebuilt_from_its_name():
