@@ -46,12 +46,13 @@ def named_places(catalogue: Catalogue, *, min_images: int) -> NamedPlaces:
     Raises:
         ValueError: there is no such column, or no place has enough images.
     """
-    if catalogue.places is None:
+    places = catalogue.places
+    if places is None:
         raise ValueError(
             f"{catalogue.folder} has no column of places: import it with `progeo dataset import gsv-cities`, or make "
             f"places of cells with `progeo dataset merge`."
         )
-    names, codes = catalogue.places.dictionary, catalogue.places.indices.to_numpy()
+    names, codes = places.dictionary, places.indices.to_numpy()
     counts = np.bincount(codes, minlength=len(names))
     counts[pc.equal(names, "").to_numpy(zero_copy_only=False)] = 0
     by_name = pc.sort_indices(names).to_numpy()

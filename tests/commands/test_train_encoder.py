@@ -11,11 +11,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import files_in, kill_before, metrics_of, run_on_two_processes, without_digests
+from running import files_in, kill_before, metrics_of, parsed, run_on_two_processes, without_digests
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from progeo.cli import main
+from progeo.commands.train_encoder import _epochs_may_change
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, numbers_of
 from progeo.export.classifier import load_encoder_and_classifier
 
@@ -72,6 +73,21 @@ def test_prompts_of_a_clip_train_a_backbone_that_is_none(config, run, city, tmp_
     own = ("--descriptor_cache", tmp_path / "cache", "--out", tmp_path / "test")
     main([*map(str, ("evaluate", tmp_path / "run", "--folder", city / "test", *own))])
     assert (tmp_path / "test/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "may_change"),
+    [
+        (["constant"], True),
+        (["cosine"], False),
+        (["cosine", "--training.decay_steps", 5], False),
+        (["linear"], False),
+        (["linear", "--training.decay_steps", 5], True),
+    ],
+)
+def test_the_number_of_epochs_may_change_unless_the_schedule_depends_on_it(config, schedule, may_change):
+    settings = parsed("train encoder", "--config", config, "--training.schedule", *schedule)["settings"]
+    assert bool(_epochs_may_change(settings)) == may_change
 
 
 def failure(config, *arguments):

@@ -46,7 +46,8 @@ def catalogue(tmp_path_factory):
             name = f"@{550000 + 10 * place + photo}@4180000@.png"
             Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
     found = read_catalogue(folder)
-    named = found.table.append_column("place", pa.array([f"a/{int(east) % 1000 // 10}" for east in found.east]))
+    numbers = (found.east.astype(int) % 1000 // 10).tolist()
+    named = found.table.append_column("place", pa.array([f"{'ab'[number % 2]}/{number}" for number in numbers]))
     Catalogue(folder, named).save(folder.with_suffix(".arrow"))
     return read_catalogue(folder)
 
@@ -194,11 +195,12 @@ def test_places_give_the_images_that_have_their_name_once_in_an_epoch(catalogue)
         for label, row in zip(piece.targets["labels"].tolist(), piece.targets["rows"].tolist(), strict=True):
             assert names[row] == batches.source.places.names[label].as_py()
             drawn.append(label)
+        assert len(set(batches.source.places.regions[piece.targets["labels"]].tolist())) == 1
     assert sorted(drawn) == [0, 1, 2, 3]
     assert build(catalogue, "places", batch_size=1).steps_per_epoch == 4
     assert [line[12:] for line in batches.summary()] == [
         "12 of 12 are of places with enough images",
-        "4 in 1 regions, one region after the other",
+        "4 in 2 regions, one region after the other",
     ]
 
 

@@ -24,7 +24,10 @@ VIEWS = ("detach", "expand", "permute", "select", "split", "t", "transpose", "un
 ALONE = {"text.weight": 0, "head.weight": 0}
 TRAININGS = {
     "classes": {"text.weight": 0},
-    "pairs": {"text.weight": 0, "triplet.weight": 1, "training.images_per_class": 2},
+    "pairs": {
+        **{"text.weight": 0, "triplet.weight": 1, "multi_similarity.weight": 1, "supcon.weight": 1},
+        "training.images_per_class": 2,
+    },
     "smoothed": {"text.weight": 0, "head.smoothing_m": 10},
     "tuples": {
         **ALONE,
