@@ -9,6 +9,7 @@ import pytest
 from progeo.cli import COMMANDS
 from progeo.config.parsing import parse_arguments, take_option
 from progeo.config.settings import settings_of
+from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.plugins import import_plugin
 
 ROOT = Path(__file__).parents[1]
@@ -110,10 +111,19 @@ def test_every_config_is_listed_and_no_other():
     assert set(re.findall(r"^\| `([\w/]+)` \|", PAGES["docs/training.md"].split("## Where")[0], flags=re.M)) == names
 
 
-def test_every_protocol_is_listed_and_no_other():
-    (listed,) = re.findall(r"other counts:\s(.*?)\n\n", PAGES["docs/evaluation.md"], flags=re.S)
-    names = {path.stem for path in (ROOT / "progeo/evaluation/protocols").glob("*.yaml")}
-    assert set(re.findall(r"`([a-z]\w+)`", listed)) == names
+def test_every_protocol_is_listed_with_its_counts_and_no_other():
+    section = PAGES["docs/evaluation.md"].split("## Published numbers")[1].split("\n## ")[0]
+    listed = {}
+    for cells in (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")):
+        names = re.findall(r"`(\w+)`", cells[0])
+        queries = re.findall(r"[\d,]*\d", cells[2])
+        assert len(names) == len(queries)
+        listed |= {name: (cells[1], count) for name, count in zip(names, queries, strict=True)}
+    protocols = [load_protocol(name) for name in protocol_names()]
+    assert listed == {
+        each.name: (f"{each.num_database:,}" if each.num_database else "any number", f"{each.num_queries:,}")
+        for each in protocols
+    }
 
 
 def test_the_readme_is_short():

@@ -95,9 +95,8 @@ def compare(
         return None
     table = compare_evaluated(found)
     safe = criterion.spreadsheet_safe
+    models = {_shown(name, ranking): _model(name, encoder) for name, (encoder, _) in loaded.items()}
     published = {each.name: _published(each, ranking) for each in sets}
-    models = {each.method: _released(each.method) for rows in published.values() for each in rows}
-    models |= {_shown(name, ranking): _model(name, encoder) for name, (encoder, _) in loaded.items()}
     write_models(out / "models.md", table, models, published)
     write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths, spreadsheet_safe=safe)
     return write_comparison(out, table, spreadsheet_safe=safe)
@@ -110,13 +109,16 @@ def _shown(name: str, ranking: RankingOptions) -> str:
     return ", ".join([name, *near, *heading, *(["re-ranked"] if ranking.rerank is not None else [])])
 
 
-def _published(data: "DataSet", ranking: RankingOptions) -> "Sequence[Published]":
-    """Return the published recalls of a data set's protocol; none for other ways to rank than all its images."""
+def _published(data: "DataSet", ranking: RankingOptions) -> "list[tuple[Published, Model]]":
+    """Return the published recalls of a data set's protocol; none for other ways to rank than all its images.
+
+    Each is with what is known of the published weights.
+    """
     from progeo.evaluation.protocols import load_protocol
 
     if data.protocol is None or ranking.by != "images" or (ranking.near, ranking.heading) != (None, None):
-        return ()
-    return load_protocol(data.protocol).published
+        return []
+    return [(row, _released(row.method)) for row in load_protocol(data.protocol).published]
 
 
 def _released(program: str) -> "Model":

@@ -30,25 +30,21 @@ def write_models(
     file: Path,
     table: Sequence[Compared],
     models: Mapping[str, Model],
-    published: Mapping[str, Sequence[Published]] | None = None,
+    published: Mapping[str, Sequence[tuple[Published, Model]]],
 ) -> None:
     """Write a table of each data set: encoders as measured, then published recalls, which say so.
 
     Args:
         table: what `compare_evaluated` returned.
-        models: what each encoder of the table is, and if it is known each published method, by their names.
-        published: recalls that are published for a data set, by its name.
+        models: what each encoder of the table is, by its name.
+        published: recalls that are published for each data set, by its name, with what is known of the weights.
     """
     parts = []
     for name in dict.fromkeys(row.data for row in table):
         here = [row for row in table if row.data == name]
         n, measure = here[0].first_n, here[0].measure
         rows = [_cells(models[row.encoder], _measured(row)) for row in here]
-        rows += [
-            _cells(models.get(each.method, Model()), _published(each, n))
-            for each in (published or {}).get(name, ())
-            if n in each.recalls
-        ]
+        rows += [_cells(model, _published(each, n)) for each, model in published[name] if n in each.recalls]
         names = {"recall": f"{measure}@{n}", "interval": f"95 % of {measure}@{n}"}
         header = [names.get(column, column) for column in rows[0]]
         parts.append(

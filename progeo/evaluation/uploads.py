@@ -23,7 +23,12 @@ def write_upload(results: Retrieved, out: Path, name: str, *, num_queries: int) 
 
     Args:
         num_queries: number of queries that the evaluator expects.
+
+    Raises:
+        ValueError: a query has fewer predictions than others, as an approximate search can leave it.
     """
+    if (results.predictions < 0).any():
+        raise ValueError("The evaluator needs as many predictions for each query: search exactly, or raise `probes`.")
     database, queries = image_keys(results.database), image_keys(results.queries)
     keys = np.concatenate([np.array(queries)[:, None], np.array(database)[results.predictions]], axis=1)
     file = out / f"{name}.csv"

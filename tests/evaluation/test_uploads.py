@@ -40,6 +40,13 @@ def test_a_line_has_the_key_of_a_query_and_those_of_its_predictions(results, tmp
         assert archive.read("challenge.csv") == (tmp_path / "challenge.csv").read_bytes()
 
 
+def test_a_search_that_finds_too_few_is_refused(results, tmp_path):
+    results.predictions[1, 19] = -1
+    with pytest.raises(ValueError, match="as many predictions for each query: search exactly, or raise `probes`"):
+        write_upload(results, tmp_path, "challenge", num_queries=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_queries_that_cannot_be_read_are_told(results, tmp_path, caplog):
     write_upload(results, tmp_path, "challenge", num_queries=5)
     assert "lacks 3 queries that cannot be read: the evaluator refuses it" in caplog.text

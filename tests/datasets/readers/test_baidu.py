@@ -25,7 +25,7 @@ def write(folder, part, cameras):
 @pytest.fixture
 def mall(tmp_path):
     folder = tmp_path / "mall"
-    database = {"a": (0, 0, 0, 0, 0, 0), "b": (6, 0, 8, 59, 0, 0), "c": (0, 0, 2, 61, 0, 0), "d": (9, 9, 0, 0, 0, 0)}
+    database = {"a": (0, 0, 0, 0, 0, 0), "b": (6, 0, 8, 59, 0, 0), "c": (0, 0, 2, 61, 0, 0), "d": (6, 0, 9, 0, 0, 0)}
     write(folder, "training", database)
     write(folder, "query", {"q": (0, 0, 0, 0, 0, 0), "far": (0, 99, 0, 0, 0, 0)})
     return folder
@@ -35,7 +35,7 @@ def test_positives_are_within_10_m_in_space_and_20_degrees_in_the_mean(mall):
     sides = read_baidu(mall)
     assert sides["database"].table["path"].to_pylist() == [f"training_images_undistort/{name}.jpg" for name in "abcd"]
     assert sides["queries"].table["path"].to_pylist()[1] == "query_images_undistort/q.jpg"
-    assert [rows.tolist() for rows in sides["queries"].positives] == [[], [0, 1, 2]]  # b is 10 m away, d 12.7
+    assert [rows.tolist() for rows in sides["queries"].positives] == [[], [0, 1, 2]]  # b is 10 m away, d 10.8
     assert [rows.tolist() for rows in sides["queries_angle"].positives] == [[], [0, 1]]  # 59 / 3 and 61 / 3 degrees
     assert np.isnan(sides["database"].east).all()
 

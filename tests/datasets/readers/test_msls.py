@@ -139,6 +139,13 @@ def test_cities_of_the_test_set_give_all_names_of_the_subtask(unplaced_cities):
         read_msls(unplaced_cities, ["miami"], subtask="d2n")
 
 
+def test_other_cities_must_have_positions(root):
+    for side in ("database", "query"):
+        (root / "train_val/sf" / side / "postprocessed.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"There is no table .*postprocessed\.csv"):
+        read_msls(root, ["sf"])
+
+
 def test_cities_of_the_test_set_with_positions_are_read_as_others(unplaced_cities):
     write_side(unplaced_cities / "test/kampala/database", [("k", 0, {}), ("p", 1, {"pano": True})], SF)
     write_side(unplaced_cities / "test/kampala/query", [("q", 5, {}), ("far", 90, {})], SF)
