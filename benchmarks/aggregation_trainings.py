@@ -16,10 +16,10 @@ from benchmarks.short_trainings import IN_THIS_PROCESS, build_task, parse_argume
 BASE = [*IN_THIS_PROCESS, "--training.ema_decay", "null", "--training.images_per_class", "4"]
 AGGREGATIONS = {
     "GeM": ["gem", "--encoder.descriptor_dim", "256"],
-    "NetVLAD": ["netvlad", "--encoder.aggregation_options", "num_clusters=16"],
+    "NetVLAD": ["netvlad", "--encoder.aggregation_options", "num_clusters=8"],
     "SALAD": [
         *("salad", "--encoder.aggregation_options"),
-        *("num_clusters=16", "cluster_dim=32", "token_dim=64", "hidden_dim=128", "dropout=0.1"),
+        *("num_clusters=8", "cluster_dim=32", "token_dim=64", "hidden_dim=128", "dropout=0.1"),
     ],
     "BoQ": ["boq", "--encoder.aggregation_options", "channels=64", "num_queries=16", "rows=16"],
 }
