@@ -107,7 +107,8 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
     if options.steps % per_epoch:
         raise ValueError(f"--steps must be a multiple of {per_epoch}, the steps of an epoch, got {options.steps}.")
     steps = ["--training.iterations_per_epoch", per_epoch, "--training.epochs", options.steps // per_epoch]
-    steps += ["--training.checkpoint_every", per_epoch]  # none: that at the end of an epoch is not written here
+    # Nothing is written here: no checkpoint, as that at the end of an epoch is not, and no rows within epochs.
+    steps += ["--training.checkpoint_every", per_epoch, "--training.log_every", "null"]
     if options.file_side is not None:
         copies = [
             _small_copy(path, options.file_side, folder, settings.data.orientation)
