@@ -1,8 +1,8 @@
 """Train a small backbone with each aggregation and loss at equal steps, and measure R@1 before and after.
 
 Run `python -m benchmarks.aggregation_trainings CONFIG ... --file_side 128` with benchmarks/configs/sf_xl_sample.yaml or
-cambridge_sample.yaml, whose folders are given by `--data.train_folder` and `--validation.folder`. Batches hold 8 classes
-of 4 images for both losses; the weights before training are random.
+cambridge_sample.yaml, whose folders are given by `--data.train_folder` and `--validation.folder`. Batches hold 8
+classes of 4 images for both losses; the weights before training are random.
 """
 
 import tempfile
