@@ -122,16 +122,21 @@ def resized_embedding(
     if embedding.ndim == 3:
         return resized_embedding(embedding[0], old_grid, new_grid, interpolation)[None]
     kept = len(embedding) - old_grid[0] * old_grid[1]
-    grid = embedding[kept:].T.reshape(1, -1, *old_grid)
+    grid = embedding[kept:].unflatten(0, old_grid)  # (h, w, E)
     if interpolation == "dinov2":
         same = torch.full((), new_grid[0]).eq(old_grid[0]) & torch.full((), new_grid[1]).eq(old_grid[1])
-        rows, columns = (_dinov2_weights(*sizes, same) for sizes in zip(old_grid, new_grid, strict=True))
-        rows, columns = (weights.to(grid.device, non_blocking=True) for weights in (rows, columns))
-        resized = (rows @ grid.double() @ columns.T).to(grid.dtype)  # in float64, which autocast leaves as it is
+        rows, columns = (
+            _dinov2_weights(*sizes, same).to(grid.device, non_blocking=True)
+            for sizes in zip(old_grid, new_grid, strict=True)
+        )
+        resized = rows @ grid.double().flatten(1)  # in float64, which autocast leaves as it is
+        resized = (columns @ resized.unflatten(1, grid.shape[1:])).to(grid.dtype)
     else:
         corners = interpolation == "corners"
-        resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=corners, antialias=not corners)
-    return torch.cat([embedding[:kept], resized.flatten(2)[0].T])
+        channels_first = grid.permute(2, 0, 1)[None]
+        resized = F.interpolate(channels_first, new_grid, mode="bicubic", align_corners=corners, antialias=not corners)
+        resized = resized[0].permute(1, 2, 0)
+    return torch.cat([embedding[:kept], resized.flatten(0, 1)])
 
 
 def _dinov2_weights(old: int, new: int, same: Tensor) -> Tensor:
