@@ -56,18 +56,18 @@ def test_boq_of_a_resnet_gives_the_published_descriptors(tmp_path):
     assert facts(encoder) == ("resnet18_conv4", "boq", (96, 64), 512, "bicubic")
 
 
-@pytest.mark.parametrize(("bias", "ratio"), [(True, 1.3), (False, 1)])
+@pytest.mark.parametrize(("bias", "ratio"), [(True, 1.17), (False, 1)])
 def test_mixvpr_gives_the_published_descriptors_of_its_one_image_size(bias, ratio, tmp_path):
     backbone, channels = resnet("resnet18", crop=True, naming="model")
-    published = Published(backbone, MixVPR(channels, 16, 12, depth=2, ratio=ratio, rows=3, bias=bias))
+    published = Published(backbone, MixVPR(channels, 25, 12, depth=2, ratio=ratio, rows=3, bias=bias))
     if bias:
         nn.init.normal_(published.aggregator.row_proj.bias)
     encoder = imported(published.state_dict(), tmp_path)
     check(encoder, published)
-    assert facts(encoder) == ("resnet18_conv4", "mixvpr", (64, 64), 36, "bilinear")
-    assert encoder.spec.aggregation_options["grid"] == (4, 4)
-    with pytest.raises(ValueError, match="Images must be 64 x 64 pixels, the only size of this network, got 32 x 128"):
-        encoder(torch.zeros(1, 3, 32, 128))
+    assert facts(encoder) == ("resnet18_conv4", "mixvpr", (80, 80), 36, "bilinear")
+    assert encoder.spec.aggregation_options["grid"] == (5, 5)
+    with pytest.raises(ValueError, match="Images must be 80 x 80 pixels, the only size of this network, got 32 x 200"):
+        encoder(torch.zeros(1, 3, 32, 200))
 
 
 def test_the_grid_of_mixvpr_follows_the_image_size_that_is_given(tmp_path):

@@ -150,6 +150,20 @@ def test_a_training_with_every_aggregation_that_is_resumed_ends_with_the_same_bi
     check_resume(training_builder(config, settings), tmp_path)
 
 
+@pytest.mark.gpu
+def test_half_precision_on_a_gpu_gives_nearly_the_descriptors_of_full_precision(name):
+    row, traits = AGGREGATIONS[name], TRAITS_OF.get(name, TRAITS)
+    module = build_aggregation(name, traits, None, **SMALL.get(name, {}) | GRIDS.get(name, {})).cuda().eval()
+    sizes = {"map": (2, traits.channels, 3, 4), "token": (2, traits.token_dim)}
+    parts = [torch.rand(sizes[part], device="cuda", requires_grad=True) for part in row.needs]
+    expected = module(*parts)
+    with torch.autocast("cuda", dtype=torch.float16):
+        found = module(*parts)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-2)
+    found.float().cos().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in [*parts, *module.parameters()])
+
+
 @pytest.mark.parametrize("ema_decay", ["null", "0.5"])
 def test_an_aggregation_is_initialized_once_before_the_first_step(ema_decay, config, tmp_path, monkeypatch):
     calls = []

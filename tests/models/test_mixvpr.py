@@ -2,9 +2,12 @@
 
 import json
 
+import onnxruntime
 import pytest
 import torch
 
+from progeo.export.onnx import save_onnx
+from progeo.export.program import save_program
 from progeo.models.aggregation import MixVPR, build_aggregation
 from progeo.models.backbones.family import Traits
 from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
@@ -98,3 +101,18 @@ def test_mixers_start_as_published():
     mixer = build_aggregation("mixvpr", TRAITS).mix[0].mix
     assert mixer[1].weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert not mixer[3].bias.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [save_program, save_onnx])
+def test_a_graph_for_photos_of_any_size_computes_the_descriptors(save, tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (96, 64), aggregation="mixvpr")
+    save(tmp_path / "graph", encoder, input="photos")
+    photos = torch.randint(0, 256, (2, 70, 90, 3), dtype=torch.uint8)
+    if save is save_onnx:
+        (found,) = onnxruntime.InferenceSession(tmp_path / "graph").run(None, {"images": photos.numpy()})
+    else:
+        found = torch.export.load(tmp_path / "graph").module()(photos).detach()
+    with torch.no_grad():
+        expected = encoder(torch.stack([encoder.preprocess(photo.permute(2, 0, 1)) for photo in photos]))
+    torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=1e-4)
