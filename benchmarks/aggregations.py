@@ -42,6 +42,7 @@ class Row:
 ROWS = {
     "boq": Row("boq", (DINOV2, RESNET), options={"channels": 384}, batch=4),
     "convap": Row("convap"),
+    "edtformer": Row("edtformer", (DINOV2,)),
     "gem": Row("gem", dim=512),
     "gem_pool": Row("gem_pool"),
     "mixvpr of DINOv2": Row("mixvpr", (DINOV2,), options={"grid": DINOV2[1:]}),

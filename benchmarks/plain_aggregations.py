@@ -92,10 +92,24 @@ def plain_token_gem(head: Any, feature_map: Tensor, token: Tensor) -> Tensor:
     return F.normalize(torch.cat(parts, dim=1), p=2.0, dim=1)
 
 
+def plain_edtformer(head: Any, feature_map: Tensor, token: Tensor) -> Tensor:
+    """EDTformer of its authors: PyTorch's attention, with a copy of the queries for each image."""
+    features = head.fc(torch.cat([token.unsqueeze(1), feature_map.flatten(2).permute(0, 2, 1)], dim=1))
+    answers = head.queries.expand(len(features), -1, -1)
+    for layer in head.layers:
+        found, _ = _attend(layer.self_attn, answers, answers, need_weights=False)
+        answers = layer.norm1(answers + layer.dropout(found))
+        found, _ = _attend(layer.multihead_attn, answers, features, need_weights=False)
+        answers = layer.norm2(answers + layer.dropout(found))
+    rows = head.row_proj(head.channel_proj(answers).permute(0, 2, 1))
+    return F.normalize(rows.flatten(1), p=2.0, dim=-1)
+
+
 PLAIN: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {
         "boq": plain_boq,
         "convap": plain_convap,
+        "edtformer": plain_edtformer,
         "gem": plain_gem,
         "gem_pool": plain_gem_pool,
         "mixvpr": plain_mixvpr,

@@ -33,7 +33,7 @@ NETWORKS = {
         **{"vit_small_patch14_dinov2": BOTH, "vit_small_patch14_reg4_dinov2": BOTH},
         **{
             "test_vit": BOTH,
-            "test_vit_prenorm": ("map",),
+            "test_vit_prenorm": BOTH,
             "convnext_atto": ("map",),
             "mobilenetv3_small_050": ("map",),
         },
