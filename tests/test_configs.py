@@ -35,6 +35,9 @@ TUPLES = {
 GSV_CITIES = {
     # dimensions, P of P x K, size of crops and of images, rate and that of the backbone, epochs, what is trained
     "dinov2_salad_gsv": (8448, 60, (224, 322), (6e-5, 6e-5), 4, {"norm", *(f"blocks.{i}" for i in range(8, 12))}),
+    "dinov2_boq_gsv": (12288, 160, (280, 322), (2e-4, 4e-5), 40, {"blocks.10", "blocks.11"}),
+    "resnet50_boq_gsv": (16384, 128, (320, 384), (1e-4, 1e-4), 40, {"layer2", "layer3"}),
+    "resnet50_mixvpr_gsv": (4096, 120, (320, 320), (5e-2, 5e-2), 25, {"layer3"}),
     "unified": (
         *(6144, 120, (224, 322), (5e-5, 5e-5), 20),
         {"aggregation_tokens", "norm", *(f"blocks.{i}" for i in range(8, 12))},

@@ -91,8 +91,8 @@ def _check_is_clip(architecture: str) -> None:
 
     if find_family(architecture)[0] != "open_clip":
         raise ValueError(
-            f"Stage 1 needs a CLIP, and `model.architecture` {architecture!r} is none: give one such as RN50, or skip "
-            f"stage 1 and train stage 2 with --text.weight 0."
+            f"Stage 1 needs a CLIP, and `model.architecture` {architecture!r} is none: give one such as RN50, whose "
+            f"prompts `progeo train encoder` trains any network with, or train that alone with --text.weight 0."
         )
 
 
