@@ -89,7 +89,12 @@ def test_mixvpr_of_dinov2_takes_images_of_its_grid(small_dinov2, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts", "remark"),
     [
-        ({}, (2, 2), "does not give the rows and columns of the parts of Conv-AP: 2 and 2 are"),
+        pytest.param(
+            {},
+            (2, 2),
+            "does not give the rows and columns of the parts of Conv-AP: 2 and 2 are",
+            marks=pytest.mark.slow,
+        ),
         ({"s1": 3, "s2": 1}, (3, 1), ""),
     ],
 )
