@@ -69,15 +69,20 @@ def test_the_larger_ones_give_their_class_token(size, tmp_path):
 
 
 def test_the_layers_of_the_giant_get_the_names_of_timm():
-    with on_meta():
-        ours = timm.create_model("vit_giant_patch14_dinov2", num_classes=0).state_dict().keys()
-    theirs = {name.replace("mlp.fc1.", "mlp.w12.").replace("mlp.fc2.", "mlp.w3."): torch.zeros(1) for name in ours}
+    layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.w12", "mlp.w3")
+    block = [*(f"{layer}.{part}" for layer in layers for part in ("weight", "bias")), "ls1.gamma", "ls2.gamma"]
+    theirs = {f"blocks.{number}.{name}": torch.zeros(1) for number in range(40) for name in block}
     theirs |= {"cls_token": torch.zeros(1, 1, 1536), "pos_embed": torch.zeros(1, 1 + 16 * 16, 1536)}
     state = {f"encoder.{name}": value for name, value in theirs.items()} | {"head.weight": torch.zeros(1)}
     found = find_dinov2(FoundWeights(state, (), ()), "encoder.", 224)
     assert found.architecture == "vit_giant_patch14_dinov2"
-    assert found.found.state.keys() == {"head.weight", *(f"backbone.{name}" for name in ours)}
-    assert len(ours) == 4 + 40 * 14 + 2
+    names = {name.replace("w12", "fc1").replace("w3", "fc2") for name in theirs}
+    assert found.found.state.keys() == {"head.weight", *(f"backbone.{name}" for name in names)}
+    with on_meta():
+        network = timm.create_model("vit_giant_patch14_dinov2", num_classes=0, depth=1)
+    assert {name for name in network.state_dict() if name.startswith("blocks.")} == {
+        name for name in names if name.startswith("blocks.0.")
+    }
 
 
 @pytest.mark.parametrize(
