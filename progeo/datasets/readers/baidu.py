@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from progeo.datasets.readers.ground_truth import build_side, build_sides
 from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import MAX_NUMBER
 from progeo.places.paths import find_paths
 from progeo.places.positives import positives_within
 
@@ -62,13 +63,13 @@ def _camera(file: Path) -> tuple[float, ...]:
         raise FileNotFoundError(f"There is no camera {file}: each image needs one of its name.")
     try:
         lines = [[float(number) for number in line.split()] for line in file.read_text(encoding="utf-8").splitlines()]
-        position, rotation = lines[-2], Rotation.from_matrix(np.array(lines[4:7]))
-        angles = rotation.as_euler("zyx", degrees=True)
-        if len(position) != 3 or not np.isfinite([*position, *angles]).all():
-            raise ValueError("three numbers are expected")
+        position, matrix = np.array(lines[-2]), np.array(lines[4:7])
+        if position.shape != (3,) or not (np.abs(position) <= MAX_NUMBER).all() or not (np.abs(matrix) <= 2).all():
+            raise ValueError("numbers are missing or too large")
+        angles = Rotation.from_matrix(matrix).as_euler("zyx", degrees=True)
     except (ValueError, IndexError) as error:
         raise ValueError(
             f"{file} must be a camera of Baidu Mall, with a rotation in lines 5 to 7 and a position before its last "
             f"line: {error}."
         ) from None
-    return *position, *angles
+    return *position.tolist(), *angles.tolist()
