@@ -108,12 +108,14 @@ def reason_of(error: Exception, file: str) -> str:
 
 
 def in_words(names: Iterable[str]) -> str:
-    """Summarize names by their first part with the number of names that share it, such as `decoder.* (12)`."""
-    counts: dict[str, int] = {}
+    """Summarize names: several by their first part and how many share it, such as `decoder.* (12)`."""
+    alike: dict[str, list[str]] = {}
     for name in names:
         beginning = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
-        counts[beginning] = counts.get(beginning, 0) + 1
-    return ", ".join(name if count == 1 else f"{name}.* ({count})" for name, count in counts.items())
+        alike.setdefault(beginning, []).append(name)
+    return ", ".join(
+        each[0] if len(each) == 1 else f"{beginning}.* ({len(each)})" for beginning, each in alike.items()
+    )
 
 
 def _mappings(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torchvision import transforms
 
-from progeo.models.weight_files.checkpoints import find_weights, load_weights, read_content
+from progeo.models.weight_files.checkpoints import find_weights, in_words, load_weights, read_content
 
 MARK = "visual.conv1.weight"
 STATE = {MARK: torch.rand(2, 3), "visual.proj": torch.rand(3)}
@@ -397,3 +397,8 @@ def test_records_that_are_larger_than_the_file_are_refused(tmp_path):
             packed.writestr(name, stored.read(name))
     with pytest.raises(ValueError, match=r"packed\.pth is not a complete file .*its records are larger than the file"):
         load_weights(tmp_path / "packed.pth", ["conv1.weight"])
+
+
+def test_names_of_which_several_begin_alike_are_counted_and_others_given_in_full():
+    names = ["aggregator.dust_bin", "backbone.model.mask_token", "decoder.one.weight", "decoder.two", "epoch"]
+    assert in_words(names) == "aggregator.dust_bin, backbone.model.mask_token, decoder.* (2), epoch"
