@@ -113,9 +113,7 @@ def in_words(names: Iterable[str]) -> str:
     for name in names:
         beginning = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
         alike.setdefault(beginning, []).append(name)
-    return ", ".join(
-        each[0] if len(each) == 1 else f"{beginning}.* ({len(each)})" for beginning, each in alike.items()
-    )
+    return ", ".join(each[0] if len(each) == 1 else f"{beginning}.* ({len(each)})" for beginning, each in alike.items())
 
 
 def _mappings(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:
