@@ -103,9 +103,12 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
 
 def _metadata_as_specified(encoder: Encoder) -> dict[str, Any]:
     """Collect the metadata of an encoder that its spec and its weights rebuild."""
-    spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # descriptors do not depend on it
+    # Descriptors do not depend on the weights of texts.
+    spec: dict[str, Any] = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))
     if encoder.resize == "bilinear":  # as before it was a field
         del spec["resize"]
+    if spec["aggregation_options"].get("local_linear") is False:  # as before it was an option of gem
+        del spec["aggregation_options"]["local_linear"]
     build: Any = AGGREGATIONS[encoder.spec.aggregation].build
     plugins = plugin_digests([type(encoder.family), build, *map(type, encoder.modules())])
     found = {"encoder": spec, "weights": weights_digest(encoder.state_dict())}

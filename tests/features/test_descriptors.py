@@ -149,6 +149,16 @@ def test_our_encoders_are_told_by_their_spec_and_weights_whatever_their_texts_ar
     assert descriptor_metadata(ThumbnailEncoder()) == descriptor_metadata(ThumbnailEncoder())
 
 
+def test_metadata_leaves_out_what_earlier_versions_did_not_have_where_it_changes_nothing():
+    values = descriptor_metadata(build_encoder("tiny-resnet", "random", aggregation="gem"))
+    assert "resize" not in values["encoder"]
+    assert values["encoder"]["aggregation_options"] == {}
+    options = {"local_linear": True}
+    other = build_encoder("tiny-resnet", "random", aggregation="gem", aggregation_options=options, resize="bicubic")
+    values = descriptor_metadata(other)
+    assert (values["encoder"]["resize"], values["encoder"]["aggregation_options"]) == ("bicubic", options)
+
+
 _PEAK = """
 from progeo.models.aggregation import AGGREGATIONS, Aggregation, MeanPool
 
