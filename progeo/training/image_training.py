@@ -265,7 +265,9 @@ def _former_configuration(spec: EncoderSpec) -> Mapping[str, Any] | None:
 
     It is empty if that was another.
     """
-    if spec.family != "open_clip" or spec.configuration is None:
-        return None if spec.configuration is None else {}
+    if spec.configuration is None:
+        return None
+    if spec.family != "open_clip":  # DINOv2, whose position embedding was resized once for all
+        return {"positions_size": list(spec.image_size)}
     is_same = has_named_tower(spec.architecture, ClipConfiguration(spec.configuration))
     return spec.configuration if is_same else {}

@@ -265,9 +265,9 @@ class LearnedFrom:
 
         former = self.configuration if self.former_configuration is None else self.former_configuration
         if stored.get("configuration", former) != self.configuration:
-            raise ValueError(
-                f"The run in {run.path} was begun with another configuration of `model.weights`: name another `out`."
-            )
+            earlier = "by an earlier version, which built another network from `model.weights`"
+            began = "with another configuration of `model.weights`" if "configuration" in stored else earlier
+            raise ValueError(f"The run in {run.path} was begun {began}: name another `out`.")
 
     def keep(self, run: RunFolder) -> None:
         """Save what `check` compares with."""

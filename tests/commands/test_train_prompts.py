@@ -464,12 +464,15 @@ def test_prompts_record_the_configuration_that_weights_bring_and_resume_with_no_
     recorded = json.loads(places.read_text())
     of_before = {name: value for name, value in recorded.items() if name != "configuration"}
     # An earlier version recorded none, and used that of tiny-vit.
-    for pool_type, values_of_run in (("tok", recorded), ("avg", of_before)):
+    for pool_type, values_of_run, began in (
+        ("tok", recorded, "with another configuration of --model.weights"),
+        ("avg", of_before, "by an earlier version, which built another network from --model.weights"),
+    ):
         values["vision_cfg"]["pool_type"] = pool_type
         write_configuration(folder, values)
         places.write_text(json.dumps(values_of_run))
         sentence = failure(config, "--out", tmp_path / "run", *own, "--resume", "true")
-        assert sentence.endswith("/stage1 was begun with another configuration of --model.weights: name another --out.")
+        assert sentence.endswith(f"/stage1 was begun {began}: name another --out.")
     values["vision_cfg"]["pool_type"] = "tok"
     write_configuration(folder, values)
     stage_1(config, "--out", tmp_path / "run", *own, "--resume", "true")

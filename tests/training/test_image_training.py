@@ -112,8 +112,20 @@ def test_a_run_of_an_earlier_version_resumes_only_if_its_backbone_was_what_its_n
         own = ("--model.architecture", "tiny-vit", "--model.weights", weights, "--encoder.aggregation", "gem")
         learned = build(*own, "--text.weight", 0, "--text.prompts", "null").learned_from
         dataclasses.replace(learned, configuration=None).keep(run)
-        with pytest.raises(ValueError, match="begun with another configuration") if is_refused else nullcontext():
+        with pytest.raises(ValueError, match="begun by an earlier version") if is_refused else nullcontext():
             learned.check(run, ())
+
+
+def test_a_run_of_an_earlier_version_with_dinov2_resumes_only_if_it_did_not_resize_positions(build, tmp_path):
+    dinov2 = ("--model.architecture", "timm/vit_small_patch14_dinov2", "--encoder.image_size", 70)
+    training = build(*dinov2, "--encoder.descriptor_dim", "null", "--text.weight", 0, "--text.prompts", "null")
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    dataclasses.replace(training.learned_from, configuration=None).keep(run)
+    with pytest.raises(ValueError, match="begun by an earlier version, which built another network"):
+        training.learned_from.check(run, ())
+    training.encoder.spec = dataclasses.replace(training.encoder.spec, image_size=(518, 518))
+    training.learned_from.check(run, ())
 
 
 @pytest.mark.parametrize(
