@@ -33,7 +33,8 @@ def is_salad(source: Source) -> bool:
 
 def read_salad(source: Source, choices: Choices) -> ConvertedEncoder:
     """Convert an encoder of SALAD or CliqueMining; for errors see `convert_salad`."""
-    has_norm = _hyperparameters(source.content).get("norm_layer", True) is not False
+    arguments = _hyperparameters(source.content)
+    has_norm = bool(arguments.get("norm_layer", not arguments))  # False by default there, and True in what is released
     return convert_salad(source.found, choices, backbone="backbone.model.", salad="aggregator.", has_norm=has_norm)
 
 

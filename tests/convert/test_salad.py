@@ -166,9 +166,13 @@ def test_files_that_are_not_salads_are_refused_in_a_sentence(change, options, se
     assert not (tmp_path / "encoder").exists()
 
 
-def test_a_checkpoint_without_the_last_norm_is_imported_without_it(salad, tmp_path):
-    arguments = {"backbone_config": {"norm_layer": False}}
-    encoder = imported({"state_dict": salad.state_dict(), "hyper_parameters": arguments}, tmp_path)
+@pytest.mark.parametrize(
+    "arguments",
+    [{"return_token": True}, pytest.param({"norm_layer": False}, marks=pytest.mark.slow)],  # False by default there
+)
+def test_a_checkpoint_without_the_last_norm_is_imported_without_it(arguments, salad, tmp_path):
+    checkpoint = {"state_dict": salad.state_dict(), "hyper_parameters": {"backbone_config": arguments}}
+    encoder = imported(checkpoint, tmp_path)
     assert encoder.spec.architecture == "vit_small_patch14_dinov2_prenorm"
     images = torch.randn(1, 3, 126, 168)
     dinov2, head, _ = salad.parts
