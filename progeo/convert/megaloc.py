@@ -13,7 +13,11 @@ def is_megaloc(source: Source) -> bool:
 
 
 def read_megaloc(source: Source, choices: Choices) -> ConvertedEncoder:
-    """Convert MegaLoc, of its first release or as `model.safetensors`; for errors see `convert_salad`."""
+    """Convert MegaLoc, of its first release or as `model.safetensors`; for errors see `convert_salad`.
+
+    The code of the latter exchanges rows and columns of the position embedding of images that are not square, with
+    which the weights were not trained; here they are as in the first release.
+    """
     is_first = any(name.startswith("backbone.model.") for name in source.state)
     return convert_salad(
         source.found,
