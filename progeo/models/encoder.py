@@ -84,7 +84,11 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """Image encoder: normalized images (B, 3, H, W) -> backbone -> aggregation -> projection, if any: (B, D)."""
+    """Image encoder: normalized images (B, 3, H, W) -> backbone -> aggregation -> projection, if any: (B, D).
+
+    Raises:
+        ValueError: the backbone or the aggregation does not take images of its size.
+    """
 
     has_weights = True
     """Whether the encoder has weights, so that it can be saved, projected and put into a place index."""
@@ -97,6 +101,7 @@ class Encoder(nn.Module):
         self.family = FAMILIES[spec.family]
         options = filled_options(spec.aggregation, spec.aggregation_options)
         self.traits = limited_traits(spec.aggregation, self.family.traits(backbone), options)
+        check_sides("`image_size`", *spec.image_size, self.traits)
         self.backbone = backbone
         self.memory_format = _memory_format(backbone)
         self.aggregation = build_aggregation(

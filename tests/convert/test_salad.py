@@ -155,6 +155,7 @@ def test_the_published_sizes_give_the_published_descriptors(options, tmp_path):
             ["--image_size", "320"],
             "--image_size must be at least 32 pixels a side, in multiples of 14",
         ),
+        (lambda state: None, ["--image_size", "112"], "--image_size must be at least 126 pixels a side"),
         (lambda state: None, ["--normalized", "false"], "vit_small_patch14_dinov2 are always L2-normalized, omit it"),
     ],
 )

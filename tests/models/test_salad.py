@@ -121,6 +121,8 @@ def test_maps_without_more_local_features_than_clusters_are_refused():
     with pytest.raises(ValueError, match="`image_size` must be at least 144 pixels a side, got 128"):
         plan_encoder("tiny-vit", "random", 128, aggregation="salad")
     assert plan_encoder("tiny-vit", "random", 144, aggregation="salad").descriptor_dim == 64 * 128 + 256
+    with pytest.raises(ValueError, match="`image_size` must be at least 144 pixels a side, got 128"):
+        build_encoder("tiny-vit", "random", aggregation="salad")
     encoder = build_encoder("tiny-vit", "random", 64, aggregation="salad", aggregation_options={"num_clusters": 15})
     with pytest.raises(ValueError, match="Images must be at least 64 pixels a side, got 48 x 96"):
         encoder(torch.rand(1, 3, 48, 96))
