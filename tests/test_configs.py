@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from running import parsed
+from torch import nn
 
 from progeo.commands.train_encoder import check_method
 from progeo.config.settings import plain_values
@@ -11,7 +12,9 @@ from progeo.export.weights import save_encoder
 from progeo.models.aggregation import aggregation_dim
 from progeo.models.aggregation.netvlad import region_grid
 from progeo.models.backbones import FAMILIES, empty_backbone, empty_traits, freeze_layers
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.encoder import build_encoder, plan_encoder
+from progeo.models.text_space import TextSpace
 from progeo.training.starting_encoder import check_starting_encoder
 
 FOLDER = Path(__file__).parents[1] / "progeo/configs"
@@ -230,7 +233,10 @@ def test_the_settings_of_trainings_on_gsv_cities_are_the_published_ones(name):
 def test_prompts_of_a_clip_train_an_encoder_that_is_none():
     settings, clip = settings_of("dinov2_progeo_sf_xl"), settings_of("progeo_vit_b16")
     assert settings.cells == clip.cells
-    assert settings.losses["text"].weight == 1
+    text = settings.losses["text"]
+    assert (text.weight, text.normalized, text.temperature) == (1, True, 0.07)
+    text_dim = named_configuration(clip.model.architecture).values["embed_dim"]
+    assert isinstance(TextSpace(settings.encoder.descriptor_dim, text_dim).linear, nn.Linear)
     check_starting_encoder(settings.model, settings.encoder)
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import build_partition
-from progeo.places.geographic import degrees_of
+from progeo.places.geographic import degrees_of, frame_of
 from progeo.places.options import CellOptions
 
 _OF_CELLS = "cells"
@@ -23,8 +23,8 @@ def merge_catalogues(catalogues: Sequence[Catalogue], cells: CellOptions) -> Cat
     """Merge catalogues of training images, each with the zones that it has.
 
     The name of a place gets the path of its folder in front. Images without the column `place` are divided into cells
-    together, see `build_partition`: their places are called cells/GROUP/EAST_NORTH_HEADING, so that those of a region,
-    cells/GROUP, never touch. Images of no such class are excluded.
+    together, see `build_partition`: their places are called cells/GROUP/ZONE_EAST_NORTH_HEADING, so that those of a
+    region, cells/GROUP, never touch. The zone is 0 if they lie in several. Images of no such class are excluded.
 
     Args:
         cells: how images without a place are divided.
@@ -64,12 +64,12 @@ def _table(catalogue: Catalogue, folder: Path, root: Path) -> pa.Table:
 
 def _with_cells(catalogue: Catalogue, cells: CellOptions) -> pa.Table:
     """Return the images of the classes of a catalogue, in their order, with their classes as places."""
-    partition = build_partition(catalogue, **vars(cells))
+    partition, zone = build_partition(catalogue, **vars(cells)), frame_of(catalogue).zone
     names: list[str] = []
     labels = np.full(len(catalogue), -1)
     for index, group in enumerate(partition.groups):
         labels[group.rows] = len(names) + group.labels
-        names += [f"{_OF_CELLS}/{index}/{'_'.join(map(str, ids))}" for ids in group.class_ids.tolist()]
+        names += [f"{_OF_CELLS}/{index}/{'_'.join(map(str, [zone, *ids]))}" for ids in group.class_ids.tolist()]
     places = pa.array(names, pa.large_string()).take(pa.array(labels, mask=labels < 0))
     return catalogue.table.append_column("place", places).filter(pc.is_valid(places))
 

@@ -319,9 +319,18 @@ class PlaceBatches(ClassBatches):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches in which no place is twice, or `iterations_per_epoch` if that is lower."""
+        """Number of batches in which no place is twice, or `iterations_per_epoch` if that is lower.
+
+        Raises:
+            ValueError: there are fewer places than a batch has.
+        """
         places = self.training.batch_size // self.training.images_per_class
-        return max(1, min(self.training.iterations_per_epoch, len(self.source.places) // places))
+        if places > len(self.source.places):
+            raise ValueError(
+                f"`training.batch_size` {self.training.batch_size} takes {places:,} places, and only "
+                f"{len(self.source.places):,} have enough images: lower it, or `cells.min_images_per_class`."
+            )
+        return min(self.training.iterations_per_epoch, len(self.source.places) // places)
 
     def summary(self) -> list[str]:
         """Say how many images, places and regions there are."""

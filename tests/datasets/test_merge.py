@@ -49,7 +49,7 @@ def test_images_keep_their_files_zones_and_places_and_others_get_the_places_of_t
         *(f"gsv/{name}" for name in named.table["path"].to_pylist()),
         *(f"sf/train/{name}" for name in nameless.table["path"].to_pylist()[:4]),
     ]
-    cells = ["cells/0/550000_4180000_0"] * 2 + ["cells/1/550010_4180000_0"] * 2
+    cells = ["cells/0/10_550000_4180000_0"] * 2 + ["cells/1/10_550010_4180000_0"] * 2
     assert sorted(merged.places.to_pylist()) == sorted(["gsv/London/7", "gsv/London/8", "", *cells])
     assert merged.zone.tolist() == [30] * 3 + [10] * 4
     assert merged.east.tolist() == [*named.east, *nameless.east[:4]]
@@ -76,10 +76,19 @@ def test_a_merged_set_is_merged_again_and_a_set_alone_has_its_name_in_front(name
     assert [merged.path(row) for row in range(len(merged))] == originals[:-1]
     assert set(merged.places.to_pylist()) == {
         *("gsv/London/7", "gsv/London/8", ""),
-        *("sf/train/cells/0/550000_4180000_0", "sf/train/cells/1/550010_4180000_0"),
+        *("sf/train/cells/0/10_550000_4180000_0", "sf/train/cells/1/10_550010_4180000_0"),
     }
     alone = merge_catalogues([named], CELLS)
     assert alone.places.to_pylist() == ["gsv/London/7", "gsv/London/8", ""]
+
+
+def test_equal_cells_of_two_zones_are_two_places_also_if_each_city_was_merged_alone_first(tmp_path):
+    cities = [[f"{zone}/@550001@4180000@{zone}@S@{number}@.jpg" for number in range(2)] for zone in (10, 30)]
+    merged = [merge_catalogues([build_catalogue(tmp_path / "msls", names)], CELLS) for names in cities]
+    assert merge_catalogues(merged, CELLS).places.to_pylist() == [
+        *2 * ["msls/cells/0/10_550000_4180000_0"],
+        *2 * ["msls/cells/0/30_550000_4180000_0"],
+    ]
 
 
 def test_an_image_in_two_sets_is_refused(named):

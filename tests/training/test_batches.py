@@ -36,7 +36,7 @@ SIZE = (32, 48)
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
-    """Four places with three photos each, of four shapes, and an index that names the places."""
+    """Four cells with three photos each, of four shapes, and an index that names six places of two photos each."""
     folder = tmp_path_factory.mktemp("photos") / "train"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -46,8 +46,8 @@ def catalogue(tmp_path_factory):
             name = f"@{550000 + 10 * place + photo}@4180000@.png"
             Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
     found = read_catalogue(folder)
-    numbers = (found.east.astype(int) % 1000 // 10).tolist()
-    named = found.table.append_column("place", pa.array([f"{'ab'[number % 2]}/{number}" for number in numbers]))
+    places = 2 * ["a/0", "a/1", "a/2", "a/3", "b/0", "b/1"]
+    named = found.table.append_column("place", pa.array(places))
     Catalogue(folder, named).save(folder.with_suffix(".arrow"))
     return read_catalogue(folder)
 
@@ -189,18 +189,20 @@ def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue):
 
 def test_places_give_the_images_that_have_their_name_once_in_an_epoch(catalogue):
     batches = build(catalogue, "places", num_workers=0, batch_size=2)
-    assert batches.steps_per_epoch == 2  # of two of four places each
+    assert batches.steps_per_epoch == 3  # of two of six places each
     names, drawn = catalogue.places.to_pylist(), []
     for (piece,) in batches.of_epoch(0, first_step=0):
         for label, row in zip(piece.targets["labels"].tolist(), piece.targets["rows"].tolist(), strict=True):
             assert names[row] == batches.source.places.names[label].as_py()
             drawn.append(label)
         assert len(set(batches.source.places.regions[piece.targets["labels"]].tolist())) == 1
-    assert sorted(drawn) == [0, 1, 2, 3]
-    assert build(catalogue, "places", batch_size=1).steps_per_epoch == 4
+    assert sorted(drawn) == [0, 1, 2, 3, 4, 5]
+    assert build(catalogue, "places", batch_size=1).steps_per_epoch == 5  # as many as are asked for
+    with pytest.raises(ValueError, match=r"^`training.batch_size` 7 takes 7 places, and only 6 have enough images"):
+        _ = build(catalogue, "places", batch_size=7).steps_per_epoch
     assert [line[12:] for line in batches.summary()] == [
         "12 of 12 are of places with enough images",
-        "4 in 2 regions, one region after the other",
+        "6 in 2 regions, one region after the other",
     ]
 
 
