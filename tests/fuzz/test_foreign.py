@@ -12,7 +12,6 @@ from types import ModuleType
 
 import h5py
 import numpy as np
-import published_gsv
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
@@ -22,7 +21,6 @@ from fuzz.damaged import Reader, failures
 from fuzz.mutations import mutations
 from PIL import Image
 from safetensors.torch import save_file
-from test_salad import Published
 
 from progeo.config.yaml_files import read_setting_file
 from progeo.convert.converted_encoder import Choices
@@ -446,8 +444,16 @@ def mat(make):
 
 
 def mixvpr():
+    import published_gsv  # which takes seconds, and only slow tests need
+
     backbone, channels = published_gsv.resnet("resnet18", crop=True, naming="model")
     return published_gsv.Published(backbone, published_gsv.MixVPR(channels, 25, 12))
+
+
+def salad():
+    from test_salad import Published
+
+    return Published("small", clusters=8, cluster_dim=16)
 
 
 CLASSES = "x_M10_N2_alpha30_L2_mipc2.torch"
@@ -500,7 +506,7 @@ READERS = {
     "torch": weights("weights.pth", make_checkpoint),
     "torch, pickle": reader("data.pkl", make_pickle, of_pickle, folder_of),
     "torch, MixVPR": reader("data.pkl", partial(make_encoder, model=mixvpr), of_encoder, folder_of),
-    "torch, SALAD": reader("data.pkl", partial(make_encoder, model=partial(Published, "small")), of_encoder, folder_of),
+    "torch, SALAD": reader("data.pkl", partial(make_encoder, model=salad), of_encoder, folder_of),
     "torch, legacy": weights("weights.pth", partial(make_checkpoint, _use_new_zipfile_serialization=False)),
     "torchscript": weights("weights.pth", make_torchscript),
     "safetensors": weights("weights.safetensors", make_safetensors),
