@@ -54,8 +54,9 @@ def check_upload(file: Path, database: Sequence[str], queries: Sequence[str]) ->
         ValueError: a line has another number of predictions than the first, fewer than 20, or one of them twice; a
             prediction is no image of the database; or the queries are not there once each.
     """
-    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    known, found = {*database}, [keys[0] for keys in lines if keys]
+    lines = [line.partition("#")[0].split() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [keys for keys in lines if keys]
+    known, found = {*database}, [keys[0] for keys in lines]
     for number, keys in enumerate(lines, start=1):
         predicted = keys[1:]
         if not len(lines[0]) - 1 == len({*predicted}) == len(predicted) >= _MIN_PREDICTIONS:
@@ -82,8 +83,8 @@ def image_keys(catalogue: Catalogue) -> list[str]:
     key, count = Counter(keys).most_common(1)[0]
     if count > 1:
         raise ValueError(f"The evaluator knows images by their names without folders, and {count} are called {key}.")
-    if wrong := next((key for key in keys if key.startswith("#") or len(key.split()) != 1), None):
-        raise ValueError(f"The evaluator separates names by spaces and ignores those with # before: rename {wrong!r}.")
+    if wrong := next((key for key in keys if "#" in key or len(key.split()) != 1), None):
+        raise ValueError(f"The evaluator separates names by spaces and ignores what follows a #: rename {wrong!r}.")
     return keys
 
 

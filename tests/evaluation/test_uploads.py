@@ -40,6 +40,19 @@ def test_a_line_has_the_key_of_a_query_and_those_of_its_predictions(results, tmp
         assert archive.read("challenge.csv") == (tmp_path / "challenge.csv").read_bytes()
 
 
+def test_the_evaluator_counts_the_hits_of_each_query_by_its_key(results, tmp_path):
+    """As its recall, of file lines in any order: keys of the first n predictions that are keys of positives."""
+    write_upload(results, tmp_path, "challenge", num_queries=2)
+    read = np.loadtxt(tmp_path / "challenge.csv", ndmin=2, dtype=str)
+    positives = {"q2": ["d21"], "-q_1": ["d4", "d21"]}
+    lines = read[[np.where(read[:, 0] == key)[0][0] for key in positives], 1:]
+    hits = {
+        n: [np.isin(line[:n], positives[key]).any() for key, line in zip(positives, lines, strict=True)]
+        for n in (1, 4, 5)
+    }
+    assert hits == {1: [True, False], 4: [True, False], 5: [True, True]}
+
+
 def test_a_search_that_finds_too_few_is_refused(results, tmp_path):
     results.predictions[1, 19] = -1
     with pytest.raises(ValueError, match="as many predictions for each query: search exactly, or raise `probes`"):
@@ -62,6 +75,7 @@ def test_queries_that_cannot_be_read_are_told(results, tmp_path, caplog):
         (lambda lines: [line.rpartition(" ")[0] for line in lines], "line 1 has 19 different predictions"),
         (lambda lines: [lines[0].replace("d19", "d0"), lines[1]], "line 1 has 19 different predictions"),
         (lambda lines: [lines[0].replace("d19", "d22"), lines[1]], "line 1 predicts d22, which is no image"),
+        (lambda lines: [lines[0], lines[1].replace(" d3", "#d3")], "line 2 has 18 different predictions"),
     ],
 )
 def test_a_file_that_the_evaluator_would_refuse_is_refused(results, tmp_path, change, words):
@@ -81,6 +95,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_extracted():
         check_uploadable(catalogue(DATABASE), catalogue(QUERIES), (1, 10))
     with pytest.raises(ValueError, match="by their names without folders, and 2 are called d1"):
         check_uploadable(catalogue([*DATABASE, "athens/database/images/d1.png"]), catalogue(QUERIES), (20,))
-    for name in ("a b.jpg", "#a.jpg"):
-        with pytest.raises(ValueError, match="separates names by spaces and ignores those with #"):
+    for name in ("a b.jpg", "#a.jpg", "a#b.jpg"):
+        with pytest.raises(ValueError, match="separates names by spaces and ignores what follows a #: rename"):
             image_keys(catalogue([name]))

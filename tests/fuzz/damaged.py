@@ -1,4 +1,4 @@
-"""Read damaged files in a child process of bounded memory, and tell which of them end in a traceback or a crash."""
+"""Read damaged files in a child process of bounded memory, and tell which end in a traceback or a crash, or never."""
 
 import gc
 import mmap
@@ -14,6 +14,8 @@ from pathlib import Path
 
 _ALLOWED_BYTES = 2**30
 """Memory that reading a small file may take."""
+_ALLOWED_CPU_S = 30
+"""Processor time that reading a small file may take, which ends the child, also inside of a library."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def _read_all(
         with Path(report).open("a", encoding="utf-8", errors="backslashreplace") as stream:
             for number in range(start, len(contents)):
                 progress[:] = number.to_bytes(8, "little")
+                signal.setitimer(signal.ITIMER_VIRTUAL, _ALLOWED_CPU_S)
                 if (wrong := _wrong(reader, path, contents[number])) is not None:
                     stream.write(f"content {number}: {wrong}\0")
                     stream.flush()

@@ -284,16 +284,39 @@ def make_checkpoint(folder, **options):
 def make_pickle(folder):
     """Write the pickle of a checkpoint, whose archive has no checksum of it."""
     make_checkpoint(folder)
+    make_data(folder)
+
+
+def make_data(folder):
     with zipfile.ZipFile(folder / "weights.pth") as archive:
         (folder / "data.pkl").write_bytes(archive.read("weights/data.pkl"))
 
 
 def of_pickle(folder):
+    damaged = repack(folder)
+    find_weights(read_content(damaged), damaged, ["conv1.weight"])
+
+
+def of_encoder(folder):
+    read_encoder(open_source(repack(folder), Choices()), Choices())
+
+
+def repack(folder):
     with zipfile.ZipFile(folder / "weights.pth") as archive, zipfile.ZipFile(folder / "damaged.pth", "w") as damaged:
         for name in archive.namelist():
             content = (folder / "data.pkl").read_bytes() if name == "weights/data.pkl" else archive.read(name)
             damaged.writestr(name, content)
-    find_weights(read_content(folder / "damaged.pth"), folder / "damaged.pth", ["conv1.weight"])
+    return folder / "damaged.pth"
+
+
+def make_encoder(folder, model):
+    """Write a checkpoint of training in the size of its names and shapes, since each tensor is one number."""
+    folder.mkdir(exist_ok=True)
+    state = {
+        name: torch.ones((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in model().state_dict().items()
+    }
+    torch.save({"state_dict": state, "hyper_parameters": {"agg_config": {"s1": 1}}}, folder / "weights.pth")
+    make_data(folder)
 
 
 def make_torchscript(folder):
@@ -420,6 +443,19 @@ def mat(make):
     return reader("set.mat", make, lambda folder: read_dbstruct(folder / "set.mat", folder))
 
 
+def mixvpr():
+    import published_gsv  # which takes seconds, and only slow tests need
+
+    backbone, channels = published_gsv.resnet("resnet18", crop=True, naming="model")
+    return published_gsv.Published(backbone, published_gsv.MixVPR(channels, 25, 12))
+
+
+def salad():
+    from test_salad import Published
+
+    return Published("small", clusters=8, cluster_dim=16)
+
+
 CLASSES = "x_M10_N2_alpha30_L2_mipc2.torch"
 READERS = {
     "csv of degrees": table("places.csv", partial(make_csv, columns=COLUMNS)),
@@ -469,6 +505,8 @@ READERS = {
     ),
     "torch": weights("weights.pth", make_checkpoint),
     "torch, pickle": reader("data.pkl", make_pickle, of_pickle, folder_of),
+    "torch, MixVPR": reader("data.pkl", partial(make_encoder, model=mixvpr), of_encoder, folder_of),
+    "torch, SALAD": reader("data.pkl", partial(make_encoder, model=salad), of_encoder, folder_of),
     "torch, legacy": weights("weights.pth", partial(make_checkpoint, _use_new_zipfile_serialization=False)),
     "torchscript": weights("weights.pth", make_torchscript),
     "safetensors": weights("weights.safetensors", make_safetensors),
@@ -485,6 +523,8 @@ READERS = {
 }
 VARIANTS = {"csv in utf-16", "parquet, zstd", "gt.npy, booleans", "qIdx.npy", "photo, png", "photo, webp"}
 """Readers of which another file is damaged by default; these files only under `slow`."""
+IMPORTERS = {"torch, MixVPR", "torch, SALAD"}
+"""Readers of encoders, each of which takes a tenth of a second."""
 MATS = {
     "mat": mat(partial(make_mat, compressed=False)),
     "mat, compressed": mat(partial(make_mat, compressed=True)),
@@ -503,8 +543,8 @@ def check(kind, reader, folder, count):
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *((kind, 60) for kind in READERS if kind not in VARIANTS),
-        *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in READERS),
+        *((kind, 60) for kind in READERS if kind not in VARIANTS | IMPORTERS),
+        *(pytest.param(kind, 600 if kind in IMPORTERS else 5000, marks=pytest.mark.slow) for kind in READERS),
     ],
 )
 def test_any_bytes_give_a_value_or_a_sentence_that_names_the_file(kind, count, tmp_path):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -88,17 +89,20 @@ def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
     return {beginning: files for beginning, files in sets.items() if len(files) == len(layout.endings)}
 
 
-def _read_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+def _read_truth(files: Mapping[str, Path], images: Path, *, of_chosen: bool = False) -> dict[str, Catalogue]:
     """Read names and the correct database rows of each query, or of the queries that a file `index` lists.
 
-    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries by such an index. The rows are those of the
-    listed queries, or of all.
+    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries by such an index.
+
+    Args:
+        of_chosen: the rows are those of the listed queries, in their order; else of these or of all queries, by their
+            number.
     """
     database, queries = _names(files["database"]), _names(files["queries"])
     positives = _rows(files["truth"], len(database), "database images")
     if "index" in files:
         chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")]).tolist()
-        if len(positives) == len(queries):
+        if len(positives) == len(queries) and not of_chosen:
             positives = [positives[row] for row in chosen]
         queries = [queries[row] for row in chosen]
     if len(positives) != len(queries):
@@ -170,7 +174,7 @@ _LAYOUTS = (
     _Layout(
         "dbImages.npy, qImages.npy, qIdx.npy and pIdx.npy (MSLS of GSV-Cities and SALAD)",
         {**_NAMES, "index": _INDEX, "truth": r"pIdx\.npy"},
-        _read_truth,
+        partial(_read_truth, of_chosen=True),
     ),
     _Layout("dbImages.npy and qImages.npy without ground truth (MSLS challenge of SALAD)", _NAMES, _read_names),
     _Layout(

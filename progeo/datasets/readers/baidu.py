@@ -13,6 +13,8 @@ from progeo.places.positives import positives_within
 
 _RADIUS_M, _ANGLE_DEG = 10.0, 20.0
 _SIDES = {"database": "training", "queries": "query"}
+_NUM_LINES = 9
+"""Of the file of a camera."""
 
 
 def read_baidu(folder: Path) -> dict[str, Catalogue]:
@@ -55,7 +57,7 @@ def _image_names(folder: Path, part: str) -> list[str]:
 def _camera(file: Path) -> tuple[float, ...]:
     """Read x, y, z in meters and the Euler angles z-y-x in degrees of a camera.
 
-    The position is in the last line but one, and the rotation in lines 5 to 7.
+    Of the nine lines, the rotation is in lines 5 to 7, the position in line 8.
     """
     from scipy.spatial.transform import Rotation  # commands that read other data sets start without it
 
@@ -63,13 +65,14 @@ def _camera(file: Path) -> tuple[float, ...]:
         raise FileNotFoundError(f"There is no camera {file}: each image needs one of its name.")
     try:
         lines = [[float(number) for number in line.split()] for line in file.read_text(encoding="utf-8").splitlines()]
-        position, matrix = np.array(lines[-2]), np.array(lines[4:7])
+        if len(lines) != _NUM_LINES:
+            raise ValueError(f"it has {len(lines)} lines, not {_NUM_LINES}")
+        position, matrix = np.array(lines[7]), np.array(lines[4:7])
         if position.shape != (3,) or not (np.abs(position) <= MAX_NUMBER).all() or not (np.abs(matrix) <= 2).all():
             raise ValueError("numbers are missing or too large")
         angles = Rotation.from_matrix(matrix).as_euler("zyx", degrees=True)
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{file} must be a camera of Baidu Mall, with a rotation in lines 5 to 7 and a position before its last "
-            f"line: {error}."
+            f"{file} must be a camera of Baidu Mall, with a rotation in lines 5 to 7 and a position in line 8: {error}."
         ) from None
     return *position.tolist(), *angles.tolist()

@@ -49,7 +49,12 @@ def test_both_criteria_are_query_folders_of_an_import(mall, tmp_path):
 
 def test_a_camera_that_is_missing_or_no_camera_is_named(mall):
     file = mall / "query_gt/q.camera"
-    for content in ("1 2 3\n", "x\n" * 9, file.read_text().replace("0 0 0\n1000", "0 0\n1000")):
+    good = file.read_text()
+    position = good.replace("0 0 0\n1000", "0 0\n1000"), good.replace("0 0 0\n1000", "0 nan 0\n1000")
+    rotation = [good.replace("1.0", number, 1) for number in ("inf", "nan", "3")]  # NumPy never ends with inf
+    cut = "".join(good.splitlines(keepends=True)[:7])  # whose last line but one has three numbers, too
+    for content in ("1 2 3\n", "x\n" * 9, cut, *position, *rotation):
+        assert content != good
         file.write_text(content)
         with pytest.raises(ValueError, match=r"q\.camera must be a camera of Baidu Mall"):
             read_baidu(mall)

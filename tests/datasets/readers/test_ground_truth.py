@@ -108,6 +108,26 @@ def test_the_queries_of_msls_are_those_that_its_index_names(tmp_path):
         read_arrays(tmp_path, tmp_path)
 
 
+def test_rows_of_chosen_queries_are_in_the_order_of_the_index(tmp_path):
+    save(tmp_path, dbImages=DATABASE, qImages=QUERIES, qIdx=[1, 0], pIdx=ragged([0], [2]))
+    sides = read_arrays(tmp_path, tmp_path)
+    assert (paths(sides["queries"]), positives(sides)) == (QUERIES[::-1], [[0], [2]])
+
+
+def test_740_of_747_queries_of_msls_keep_their_own_positives(tmp_path):
+    """As the authors of Mapillary SLS choose them: those of 747 queries that have a positive."""
+    database, queries = [f"db/{number}.jpg" for number in range(100)], [f"q/{number}.jpg" for number in range(747)]
+    index = np.delete(np.arange(747), [3, 100, 101, 400, 500, 745, 746])
+    rows = ragged(*(np.array([number % 90, number % 90 + 10]) for number in index))
+    save(tmp_path, msls_val_dbImages=database, msls_val_qImages=queries, msls_val_qIdx=index, msls_val_pIdx=rows)
+    sides = read_arrays(tmp_path, tmp_path)
+    assert paths(sides["queries"]) == [f"q/{number}.jpg" for number in index]
+    assert positives(sides) == [[number % 90, number % 90 + 10] for number in index.tolist()]
+    save(tmp_path, msls_val_pIdx=ragged(*rows[:-1]))
+    with pytest.raises(ValueError, match=r"msls_val_pIdx\.npy has 739 rows for 740 queries"):
+        read_arrays(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize("truth", [[0, 2], [2, 1, 1, 1, 0]], ids=["of the chosen", "of all"])
 def test_an_index_of_queries_chooses_from_positives_of_any_name(tmp_path, truth):
     queries = [f"q/{number}.jpg" for number in range(5)]
