@@ -51,6 +51,8 @@ def _read_city(folder: Path, file: Path) -> pa.Table:
     table = read_columns(file, set())
     if lacking := [name for name in _WIDTHS if name not in table.column_names]:
         raise ValueError(f"{file} has no column {', '.join(lacking)}; it has {', '.join(table.column_names)}.")
+    if not len(table):
+        raise ValueError(f"{file} has no lines of images: omit its city, or download it again.")
     texts = {name: pc.utf8_lpad(_filled(table, name, file), width, "0") for name, width in _WIDTHS.items()}
     values = {name: _numbers(texts[name], name, file) for name in ("lat", "lon", "northdeg")}
     paths = _paths(folder, file, texts)

@@ -69,6 +69,7 @@ def test_cities_and_places_with_enough_images_are_chosen(root, cities, min_image
         ({"text": ("51.5,", "north,")}, r"London\.csv: the column lat must hold numbers"),
         ({"text": ("51.5,", "95,")}, r"1 of 3 images of .*London\.csv are not in .*, the first is London/London_"),
         ({"text": ("northdeg", "north")}, r"London\.csv has no column northdeg; it has place_id, year, month, north"),
+        ({"content": f"{HEADER}\n"}, r"London\.csv has no lines of images: omit its city"),
         ({"city_id": "Rome"}, r"There is no folder .*Images/Rome: choose the cities that are there with `cities`"),
     ],
 )
@@ -76,6 +77,8 @@ def test_what_does_not_fit_together_is_refused(root, change, words):
     file = root / "Dataframes/London.csv"
     if "text" in change:
         file.write_text(file.read_text().replace(*change.pop("text"), 1))
+    if "content" in change:
+        file.write_text(change.pop("content"))
     if "city_id" in change:
         file.write_text(file.read_text().replace("London", change.pop("city_id")))
     with pytest.raises((ValueError, FileNotFoundError), match=words):
