@@ -107,7 +107,7 @@ def test_the_floating_point_branch_gives_the_published_descriptors(small, tmp_pa
     assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     log = capsys.readouterr().err
     assert "SelaVPR++: vit_small_patch14_dinov2, 322 x 322 pixels" in log
-    assert "aggregation_hashing, linear3.* (2), linear4.* (2), backbone.adapters_hashing.* (468)\n" in log
+    assert "aggregation_hashing.1.p, linear3.* (2), linear4.* (2), backbone.adapters_hashing.* (468)\n" in log
     with torch.no_grad():
         assert encoder(torch.randn(2, 3, 98, 70)).shape == (2, 24)
 
