@@ -95,6 +95,7 @@ def test_what_a_validation_measured_is_measured_again_of_the_kept_files(whole):
     assert found.named.items() <= max(rows, key=lambda row: row["val LR@1"]).items()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_waits_for_a_lower_loss_ends_with_the_same_bits(whole, tmp_path):
     config, run = whole
     shutil.copytree(run / "stage1", tmp_path / "stage1")

@@ -144,6 +144,13 @@ def test_an_encoder_with_every_aggregation_has_the_shapes_and_gradients_promised
     check_gradients(encoder)
 
 
+RESUMED = ("edtformer", "gem", "netvlad", "salad")
+"""Aggregations that training is resumed with by default: those with dropout, with a start, and the usual one."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=() if each in RESUMED else pytest.mark.slow) for each in AGGREGATIONS]
+)
 def test_a_training_with_every_aggregation_that_is_resumed_ends_with_the_same_bits(name, config, tmp_path):
     options = " ".join(f"{option}={value}" for option, value in SMALL.get(name, {}).items())
     settings = {**TRAINING, "encoder.aggregation": name, "encoder.aggregation_options": options or "{}"}

@@ -57,6 +57,14 @@ def test_it_is_a_number_whose_gradient_reaches_encoder_and_modules_in_any_batch(
     assert any(parameter.grad.abs().sum() > 0 for parameter in trained.parameters())
 
 
+def by_default(*names):
+    """Every row, of which only some are tested by default."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(each, marks=() if each in names else pytest.mark.slow) for each in LOSS_TERMS]
+    )
+
+
+@by_default("head", "multi_similarity", "gram")
 def test_its_weight_multiplies_it(name, settings, config):
     once, thrice = (training_builder(config, {**settings, f"{name}.weight": weight})() for weight in (1, 3))
     assert value_of(thrice, name)[1].item() == pytest.approx(3 * value_of(once, name)[1].item(), rel=1e-6)
@@ -76,6 +84,7 @@ def test_what_it_needs_and_does_not_get_is_refused(name):
         assert need in NEEDS
 
 
+@by_default("head", "text", "multi_similarity", "tuples", "regions", "cosine")
 def test_a_training_with_it_alone_that_is_resumed_ends_with_the_same_bits(name, settings, config, tmp_path):
     epochs_before = LOSS_TERMS[name].first_generation
     check_resume(training_builder(config, settings), tmp_path, epochs_before=epochs_before)

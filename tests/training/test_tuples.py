@@ -255,6 +255,7 @@ def test_generations_begin_with_the_first_weights_and_learn_from_the_generation_
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_run_that_is_stopped_between_generations_ends_with_the_same_bits(builder, tmp_path, count):
     settings = {**REGIONS, "training.epochs": count, "training.generations": " ".join(count * "1")}
     for name in ("whole", "stopped"):

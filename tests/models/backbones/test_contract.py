@@ -43,7 +43,7 @@ NETWORKS = {
     "lopa": {"vit_small_patch14_dinov2": BOTH, "test_vit": BOTH},
 }
 """Networks of each family, with the parts of their features."""
-TRAINED = ("tiny-resnet", "tiny-vit", "shufflenet_v2_x0_5", "test_vit", "test_vit+3@4")
+TRAINED = ("tiny-resnet", "tiny-vit", "shufflenet_v2_x0_5", "test_vit+3@4")
 """Networks that training is resumed with by default: of each family, of convolutions and of tokens."""
 LARGE = (
     *("convnext_tiny", "mobilenet_v3_large", "mobilenet_v3_large_512", "resnet18", "resnet18_conv4", "swin_t"),
