@@ -1,19 +1,23 @@
 """Train a small backbone with each aggregation and loss at equal steps, and measure R@1 before and after.
 
-Run `python -m benchmarks.aggregation_trainings CONFIG ... --file_side 128` with benchmarks/configs/sf_xl_sample.yaml or
-cambridge_sample.yaml, whose folders are given by `--data.train_folder` and `--validation.folder`. Batches hold 8
-classes of 4 images for both losses; the weights before training are random.
+Run `python -m benchmarks.aggregation_trainings CONFIG ...` with benchmarks/configs/sf_xl_sample.yaml or
+cambridge_sample.yaml, whose folders are given by `--data.train_folder` and `--validation.folder`; docs/recipes.md
+holds the results. Batches hold 8 classes of 4 images for both losses; the weights before training are random.
 """
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.short_trainings import IN_THIS_PROCESS, build_task, parse_arguments, start_training, train_epochs
+from benchmarks.short_trainings import IN_THIS_PROCESS, build_parser, build_task, start_training, train_epochs
 
-BASE = [*IN_THIS_PROCESS, "--training.ema_decay", "null", "--training.images_per_class", "4"]
+BASE = [
+    *(*IN_THIS_PROCESS, "--training.ema_decay", "null", "--training.images_per_class", "4"),
+    *("--training.encoder_learning_rate", "5e-4", "--training.schedule", "cosine", "--training.warmup_steps", "50"),
+]
 AGGREGATIONS = {
     "GeM": ["gem", "--encoder.descriptor_dim", "256"],
     "NetVLAD": ["netvlad", "--encoder.aggregation_options", "num_clusters=8"],
@@ -31,7 +35,9 @@ LOSSES = {
 
 def main() -> None:
     """Print a table for each configuration."""
-    options, words = parse_arguments(__doc__.splitlines()[0])
+    parser = build_parser(__doc__.splitlines()[0], steps=600, seeds=(0, 1), image_size=96, file_side=112)
+    parser.add_argument("configs", nargs="+", type=Path, help="settings of stage 2 with a sample")
+    options, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for config in options.configs:
@@ -47,7 +53,9 @@ def main() -> None:
                     _print_row(aggregation, loss, rows)
 
 
-def train(words: Sequence[str], config: Path, options, *, seed: int, folder: Path) -> tuple[int, float, float, float]:
+def train(
+    words: Sequence[str], config: Path, options: argparse.Namespace, *, seed: int, folder: Path
+) -> tuple[int, float, float, float]:
     """Train once and return the dimension, R@1 before and after in percent, and the CPU seconds of all steps."""
     task = build_task(config, options, [*words, "--out", str(folder / "run")], seed=seed, folder=folder)
     trainer = start_training(task)

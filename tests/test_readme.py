@@ -36,7 +36,12 @@ LINE = re.compile(
 """A command line in a code block, or indented in a comment; the group is what follows `progeo` or `python`."""
 COMMON = {"--json", "--quiet", "--verbose"}
 OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "max_pixels", "json", "quiet", "verbose"}
-OTHER_FLAGS |= {"num_processes", "file_side", "descriptors_dimension"}  # of accelerate, benchmarks and other programs
+OTHER_FLAGS |= {
+    "num_processes",
+    "file_side",
+    "steps",
+    "descriptors_dimension",
+}  # of accelerate, benchmarks and other programs
 OTHER_FLAGS |= {"pull.weight"}  # of docs/my_method.py
 TRAINING = settings_of(COMMANDS["train"].load())
 
