@@ -60,6 +60,7 @@ def photos_program(request, tmp_path_factory):
     return encoder, path
 
 
+@pytest.mark.slow
 def test_onnx_equals_the_encoder_of_a_vit_with_a_projection_for_batches_of_any_size(tmp_path):
     encoder = shortened(random_projection(build_encoder("tiny-vit", "random", (64, 96))))
     encoder.spec = dataclasses.replace(encoder.spec, text_weights="/home/me/clip.pt")

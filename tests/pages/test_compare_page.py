@@ -244,6 +244,7 @@ def test_encoders_that_find_the_same_queries_have_no_rows(tmp_path, open_page, c
     check_accessibility(page)
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_of_real_photos(tmp_path, open_page, check_accessibility):
     if not REAL.is_dir():
         pytest.skip(f"{REAL} is not there: it holds the photos of Cambridge and San Francisco")

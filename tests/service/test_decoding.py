@@ -21,6 +21,7 @@ def decoders(failures):
     decoders.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_be_started_now_is_started_later(decoders, failures, photos, monkeypatch):
     content = photos[0].read_bytes()
     (process,) = multiprocessing.active_children()
