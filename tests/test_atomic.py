@@ -45,7 +45,14 @@ def write_three(folder):
             (unfinished / name).write_text(name)
 
 
-@pytest.mark.parametrize("before", [None, [], ["mine"]], ids=["new", "empty", "with a file of the user"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(None, id="new"),
+        pytest.param([], id="empty", marks=pytest.mark.slow),
+        pytest.param(["mine"], id="used"),
+    ],
+)
 def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(tmp_path, before):
     complete = 0
     for event in range(1, 20):

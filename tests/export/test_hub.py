@@ -154,6 +154,7 @@ def test_an_exported_folder_is_loaded_under_the_name_of_the_hugging_face_librari
     assert same(from_pretrained(str(folder)), encoder)
 
 
+@pytest.mark.slow
 def test_torch_hub_loads_from_a_folder_of_this_repository_and_imports_neither_training_nor_search(tmp_path):
     encoder = build_encoder("shufflenet_v2_x0_5", "random", (64, 96)).eval()
     folder = save_encoder(tmp_path / "my_encoder", encoder, provenance={}, recalls={})

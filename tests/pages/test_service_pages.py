@@ -165,7 +165,7 @@ def test_a_position_that_is_typed_or_picked_restricts_the_search(open_service, k
         ("near", "37.7 N, abc", "such as 37.7749, -122.4194", ""),
         ("radius", "0", "meters above 0", "300000"),
         pytest.param("top", "1.5", "from 1 to 20", "3", marks=pytest.mark.slow),
-        ("top", "200", "from 1 to 20", "3"),
+        pytest.param("top", "200", "from 1 to 20", "3", marks=pytest.mark.slow),
         pytest.param("near", "0, 181", "such as 37.7749, -122.4194", "", marks=pytest.mark.slow),
         pytest.param("top", "0", "from 1 to 20", "3", marks=pytest.mark.slow),
     ],
