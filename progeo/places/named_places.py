@@ -62,7 +62,7 @@ def named_places(catalogue: Catalogue, *, min_images: int) -> NamedPlaces:
             f"No place of {catalogue.folder} has `min_images_per_class` = {min_images} images, one has "
             f"{counts.max(initial=0)}: lower it."
         )
-    labels = np.full(len(names), len(kept))  # of those left out: behind all others
+    labels = np.full(len(names), len(kept))  # of excluded places: behind all others
     labels[kept] = np.arange(len(kept))
     rows = np.argsort(labels[codes], kind="stable")
     offsets = np.concatenate([[0], np.cumsum(counts[kept])])
