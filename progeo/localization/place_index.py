@@ -19,9 +19,8 @@ from progeo.data.photos import Photo
 from progeo.engine.accelerator import Processor, choose_processor
 from progeo.engine.log import LOGGER
 from progeo.engine.options import Precision
-from progeo.evaluation.cell_index import Cells, cell_neighbors
-from progeo.evaluation.row_search import RowSearch
-from progeo.evaluation.search import Neighbors, check_searchable, index_neighbors, map_index
+from progeo.evaluation.cell_index import Cells
+from progeo.evaluation.search import Neighbors, check_searchable, map_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, is_metadata_of
@@ -43,13 +42,13 @@ from progeo.localization.index_folder import (
 )
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
+from progeo.localization.stores import DescriptorStore, LocalStore, Restriction
 from progeo.localization.verifying import Verifier, build_verifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
-from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
-from progeo.places.nearby import HeadingRange, Near, check_known, heading_of, looks_toward, near_of, of_each
+from progeo.places.nearby import HeadingRange, Near, heading_of, near_of, of_each
 from progeo.verification.feature_file import FeatureFile
 
 _NUM_MATCHES = 20
@@ -68,7 +67,8 @@ class PlaceIndex:
     encoder: Encoder
     catalogue: Catalogue
     """Images by absolute path, or classes by name, with latitude and longitude, NaN where they are unknown."""
-    index: faiss.Index
+    store: DescriptorStore
+    """The descriptors of the rows of the catalogue."""
     cells: Cells | None
     """The cells that are its lists; None if its lists are no cells."""
     processor: Accelerator | Processor
@@ -125,7 +125,7 @@ class PlaceIndex:
             several,
             top=top,
             threshold=threshold,
-            among=self._rows_among(near, heading, len(several)),
+            among=self._among(near, heading, len(several)),
             verify=verify,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -156,56 +156,15 @@ class PlaceIndex:
         images = ImageOptions(image_size=self.metadata.image_size, orientation=self.metadata.orientation)
         return descriptor_extractor(self.encoder, images, self.processor, preprocessing=preprocessing)
 
-    def rows_within(self, near: Near | None, heading: HeadingRange | None) -> np.ndarray | None:
-        """Find the rows near a position that may look in some directions: sorted, int64 (n,); None for all rows.
-
-        Raises:
-            ValueError: there is none, or no position or heading is known in the index.
-        """
-        if near is None and heading is None:
-            return None
-        rows = self._rows_of(near, heading)
-        if not len(rows):
-            where, larger = [], []
-            if near is not None:
-                where.append(f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}")
-                larger.append("radius")
-            if heading is not None:
-                where.append(f"with a heading of {heading.heading_deg:g} degrees")
-                larger.append("tolerance")
-            raise ValueError(
-                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger "
-                f"{' or '.join(larger)}."
-            )
-        return rows
-
-    def _rows_among(self, near: object, heading: object, count: int) -> np.ndarray | list[np.ndarray] | None:
-        """Find the rows that each of `count` photos is searched among, or all of them; see `localize`."""
+    def _among(self, near: object, heading: object, count: int) -> Restriction | list[Restriction] | None:
+        """Return what restricts the search of each of `count` photos, or of all of them; see `localize`."""
         circle = of_each(near, count, near_of, name="near")
         directions = of_each(heading, count, heading_of, name="heading")
-        if not isinstance(circle, list) and not isinstance(directions, list):
-            return self.rows_within(circle, directions)
-        circles = circle if isinstance(circle, list) else [circle] * count
-        ranges = directions if isinstance(directions, list) else [directions] * count
-        return [self._rows_of(*each) for each in zip(circles, ranges, strict=True)]
-
-    def _rows_of(self, near: Near | None, heading: HeadingRange | None) -> np.ndarray:
-        rows = np.arange(len(self.catalogue)) if near is None else self._cell_order.rows_within(near)
-        if heading is None:
-            return rows
-        headings = self.catalogue.heading
-        check_known(headings, "heading", self.folder, name="heading")
-        return rows[looks_toward(headings[rows], heading)]
-
-    @cached_property
-    def _cell_order(self) -> CellOrder:
-        degrees = self.catalogue.table["latitude"], self.catalogue.table["longitude"]
-        check_known(degrees[0].to_numpy(), "latitude and longitude", self.folder, name="near")
-        return build_cell_order(*degrees)
-
-    @cached_property
-    def _row_search(self) -> RowSearch:
-        return RowSearch(self.index)
+        if isinstance(circle, list) or isinstance(directions, list):
+            circles = circle if isinstance(circle, list) else [circle] * count
+            ranges = directions if isinstance(directions, list) else [directions] * count
+            return [Restriction(*each) for each in zip(circles, ranges, strict=True)]
+        return None if circle is None and directions is None else Restriction(circle, directions)
 
     @cached_property
     def query_extractors(self) -> list[FeatureExtractor]:
@@ -226,7 +185,7 @@ class PlaceIndex:
         *,
         min_count: int = 1,
         probes: int | None = None,
-        among: np.ndarray | Sequence[np.ndarray] | None = None,
+        among: Restriction | Sequence[Restriction] | None = None,
     ) -> Neighbors:
         """Search for Q queries; returns at least `min_count` neighbors, and as many as confidence requires.
 
@@ -235,34 +194,37 @@ class PlaceIndex:
             cell_descriptors: those of the other network that ranks the cells, (Q, E); None takes the class means of
                 the encoder of the index instead.
             probes: number of inverted lists to visit; None takes that of the index.
-            among: the rows that are searched, all of them; sorted, int64 (n,), or those of each query. None searches
-                the index.
+            among: what the neighbors of all queries, or those of each, have in common; None for nothing.
+
+        Raises:
+            ValueError: no row of the index has what is common to all queries.
         """
         if self.metadata.holds_classes:
             descriptors = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
-        num_confident = _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES
-        count = max(min_count, num_confident)
-        if among is not None:
-            if isinstance(among, np.ndarray):
-                return self._row_search.neighbors_among(among, descriptors, min(count, len(among)))
-            count = min(count, max(map(len, among), default=1) or 1)
-            pairs = zip(among, descriptors, strict=True)
-            found = [self._row_search.neighbors_among(rows, query[None], count) for rows, query in pairs]
-            return Neighbors(
-                *(np.concatenate(each) for each in zip(*((one.rows, one.distances) for one in found), strict=True))
-            )
-        if self.cells is not None:
-            return cell_neighbors(
-                self.index,
-                descriptors,
-                count,
-                probes=probes or self.metadata.probes,
-                quantizer=self.cells.quantizer,
-                quantizer_queries=cell_descriptors,
-            ).neighbors
-        if probes is not None:
-            faiss.extract_index_ivf(self.index).nprobe = probes
-        return index_neighbors(self.index, descriptors, count)
+        neighbors = self.store.search(
+            descriptors,
+            max(min_count, _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES),
+            probes=probes or self.metadata.probes,
+            refine=0,
+            among=among,
+            cell_queries=cell_descriptors,
+        )
+        if isinstance(among, Restriction) and (neighbors.rows < 0).all():
+            raise self._nothing_there(among)
+        return neighbors
+
+    def _nothing_there(self, among: Restriction) -> ValueError:
+        where, larger = [], []
+        if (near := among.near) is not None:
+            where.append(f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}")
+            larger.append("radius")
+        if among.heading is not None:
+            where.append(f"with a heading of {among.heading.heading_deg:g} degrees")
+            larger.append("tolerance")
+        return ValueError(
+            f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger "
+            f"{' or '.join(larger)}."
+        )
 
     def class_scores(self, neighbors: Neighbors) -> np.ndarray:
         """Compute the scaled cosines of Q queries with their classes, (Q, K); minus infinity where there is none."""
@@ -396,7 +358,8 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
         )
     cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
     features = open_features(folder, metadata)
-    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor, features)
+    store = LocalStore(index, catalogue, folder, cells)
+    return PlaceIndex(folder, metadata, encoder, catalogue, store, cells, processor, features)
 
 
 def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:

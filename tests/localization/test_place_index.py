@@ -212,7 +212,7 @@ def sparse(city, encoder, cache, tmp_path_factory):
 
 def test_photos_are_preprocessed_and_searched_with_the_settings_of_the_index(sparse, city):
     opened = open_place_index(sparse)
-    assert faiss.try_extract_index_ivf(opened.index).nprobe == 2
+    assert faiss.try_extract_index_ivf(opened.store.index).nprobe == 2
     photos = sorted((city / "test/queries").iterdir())
     found = localized(sparse, *photos, top=3)
     encoder = load_encoder(sparse / "model")

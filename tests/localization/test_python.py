@@ -124,7 +124,8 @@ def test_an_index_without_positions_cannot_be_searched_near_one(index, photo):
     columns = index.catalogue.table.column_names
     unknown = np.full(len(index.catalogue), np.nan)
     table = index.catalogue.table.set_column(columns.index("latitude"), "latitude", [unknown])
-    nowhere = replace(index, catalogue=replace(index.catalogue, table=table))
+    images = replace(index.catalogue, table=table)
+    nowhere = replace(index, catalogue=images, store=replace(index.store, catalogue=images))
     for near in ((1, 2, 3), [(1, 2, 3)]):
         with pytest.raises(ValueError, match=r"`near` cannot be used: no latitude and longitude is known"):
             nowhere.localize(photo, near=near)
