@@ -69,25 +69,25 @@ def _evenly_spaced(count: int, maximum: int) -> np.ndarray:
 
 
 def _sizes_and_times(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
-    def look(name: str) -> tuple[int, int]:
+    def look(row: int) -> tuple[int, int]:
         try:
-            status = (catalogue.folder / name).stat()
+            status = catalogue.path(row).stat()
         except OSError:
             return -1, -1
         return status.st_size, status.st_mtime_ns
 
-    return np.array(_of_each(look, catalogue, rows), np.int64).reshape(-1, 2).T
+    return np.array(_of_each(look, rows), np.int64).reshape(-1, 2).T
 
 
 def _digests(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
-    def look(name: str) -> bytes:
+    def look(row: int) -> bytes:
         try:
-            return hashlib.blake2b((catalogue.folder / name).read_bytes(), digest_size=16).digest()
+            return hashlib.blake2b(catalogue.path(row).read_bytes(), digest_size=16).digest()
         except OSError:
             return b""
 
-    return np.array(_of_each(look, catalogue, rows), "S16")
+    return np.array(_of_each(look, rows), "S16")
 
 
-def _of_each(look: Callable[[str], _Found], catalogue: Catalogue, rows: np.ndarray) -> list[_Found]:
-    return list(each_file(look, map(catalogue.name, rows.tolist()), total=len(rows)))
+def _of_each(look: Callable[[int], _Found], rows: np.ndarray) -> list[_Found]:
+    return list(each_file(look, rows.tolist(), total=len(rows)))
