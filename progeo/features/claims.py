@@ -105,7 +105,7 @@ class Claims:
 
     def _is_abandoned(self, path: Path) -> bool:
         host, _, number = _content(path).partition(" ")  # opening a file has a network file system look at it anew
-        if host == socket.gethostname() and number.isdecimal() and not psutil.pid_exists(int(number)):
+        if host == socket.gethostname() and _has_ended(number):
             return True
         try:
             touched_ns = path.stat().st_mtime_ns
@@ -122,3 +122,11 @@ def _content(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):  # released just now, or of a user whose files cannot be read
         return ""
+
+
+def _has_ended(number: str) -> bool:
+    """Return whether no process has this number; False for what is no number."""
+    try:
+        return not psutil.pid_exists(int(number))
+    except (ValueError, OverflowError):
+        return False
