@@ -73,6 +73,12 @@ COMMANDS = {
         "progeo compare runs/city open_clip:RN50:openai --folder pitts30k/test --out results/compared",
         ("encoders...",),
     ),
+    "extract": Command(
+        "extract:extract",
+        "extract descriptors into the cache, on one machine or on many",
+        "progeo extract runs/city --folder city/database --descriptor_cache shared/descriptors",
+        ("encoder",),
+    ),
     "pca": Command(
         "pca:pca",
         "reduce the dimension of an encoder's descriptors with PCA",

@@ -1,8 +1,11 @@
 """Plugins: Python files and installed packages that add rows to tables, such as a loss term, when they are imported."""
 
+import atexit
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
@@ -14,8 +17,8 @@ from progeo.printable import reason_of_failure
 
 _GROUP = "progeo.plugins"
 """Group of the entry points by which installed packages name their plugin."""
-_IMPORTED: dict[str, None] = {}
-"""Names of the imported modules, in order."""
+_IMPORTED: dict[str, Path | None] = {}
+"""Names of the imported modules, in order, with their file if they are of no installed package."""
 
 
 def import_plugin(file: Path) -> None:
@@ -47,7 +50,7 @@ def import_plugin(file: Path) -> None:
         sys.path.remove(str(path.parent))
         reason = f"{_line(error, path)}{reason_of_failure(error)}"
         raise ValueError(f"The plugin {file} cannot be imported: {reason}") from error
-    _IMPORTED[name] = None
+    _IMPORTED[name] = path
 
 
 def import_installed_plugins() -> list[str]:
@@ -73,6 +76,24 @@ def import_in_worker(names: Iterable[str], worker: int = 0) -> None:
     """Import plugins in a process that was not forked from one that had imported them."""
     for name in names:
         import_module(name)
+
+
+def plugin_sources() -> dict[str, str]:
+    """Return the code of all plugins that were imported from files, by name, for `import_sources`."""
+    return {name: file.read_text(encoding="utf-8") for name, file in _IMPORTED.items() if file is not None}
+
+
+def import_sources(sources: Mapping[str, str]) -> None:
+    """Import the plugins of installed packages, and those whose code another machine sent, in order."""
+    import_installed_plugins()
+    for name, text in sources.items():
+        file = Path(_origin(name) or "")
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            folder = Path(tempfile.mkdtemp(prefix="progeo_plugin_"))  # which processes that this one starts read, too
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            file = folder / f"{name}.py"
+            file.write_text(text, encoding="utf-8")
+        import_plugin(file)
 
 
 def _origin(name: str) -> str | None:

@@ -67,7 +67,6 @@ def run_final_test(settings: EncoderSettings, run: RunFolder, accelerator: Accel
             CacheOptions(
                 descriptor_cache=test.descriptor_cache,
                 max_unreadable_fraction=data.max_unreadable_fraction,
-                wait=settings.wait,
             ),
         )
         evaluator.by_images(encoder, name=name, out=run.path / "test")

@@ -83,7 +83,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
             for line in overview(training, model=settings.model):
                 LOGGER.info(line)
             if training.teacher is not None:
-                training.teacher.prepare(images.catalogues, settings.data, wait=settings.wait)
+                training.teacher.prepare(images.catalogues, settings.data)
             trainer = Trainer(
                 training,
                 settings.training,

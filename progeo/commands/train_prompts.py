@@ -131,7 +131,7 @@ def _image_features(
     features = cached_features(
         clip,
         places.catalogue.take(rows),
-        Cache(settings.prompts.feature_cache, "float16", "feature_cache", wait=settings.wait),
+        Cache(settings.prompts.feature_cache, "float16", "feature_cache"),
         accelerator,
         architecture=resolved_architecture(settings.model.architecture, configuration_of(clip)),
         pixels=pixels,

@@ -34,24 +34,27 @@ def see_files(catalogue: Catalogue) -> np.ndarray:
     return seen
 
 
-def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
-    """Find the images, among those checked, that changed since `see_files` recorded them, as rows, int64.
+def changed_files(before: np.ndarray, now: np.ndarray, count: int) -> np.ndarray:
+    """Find the images, among those checked, that changed from one record to another, as rows, int64.
 
     A different size or, if the file was read, different content is a change. For files that were not read, a different
     modification time is a change, unless all files have a different one, because then they were copied.
 
     Args:
-        before: `SEEN` of images with the same names, in this or another folder.
-        catalogue: the current images.
+        before, now: `SEEN` of images with the same names, in the same or in different folders.
+        count: number of images.
     """
-    rows = rows_looked_at(len(catalogue))
-    sizes, times = _sizes_and_times(catalogue, rows)
-    changed, touched = sizes != before["size"], times != before["changed_ns"]
-    read = np.flatnonzero(before["digest"] != b"")
-    if not len(read) or not touched[sizes >= 0].all():
-        changed |= touched & (before["digest"] == b"")
-    changed[read] = _digests(catalogue, rows[read]) != before["digest"][read]
-    return rows[changed]
+    changed, touched = now["size"] != before["size"], now["changed_ns"] != before["changed_ns"]
+    read = before["digest"] != b""
+    if not read.any() or not touched[now["size"] >= 0].all():
+        changed |= touched & ~read
+    changed |= read & (now["digest"] != before["digest"])
+    return rows_looked_at(count)[changed]
+
+
+def contents_digest(seen: np.ndarray) -> str:
+    """Compute a hash of the sizes and contents in a record of `see_files`, wherever the files lie."""
+    return hashlib.sha256(seen["size"].tobytes() + seen["digest"].tobytes()).hexdigest()[:16]
 
 
 def contents_fingerprint(catalogue: Catalogue) -> str:
@@ -66,25 +69,25 @@ def _evenly_spaced(count: int, maximum: int) -> np.ndarray:
 
 
 def _sizes_and_times(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
-    def look(name: str) -> tuple[int, int]:
+    def look(row: int) -> tuple[int, int]:
         try:
-            status = (catalogue.folder / name).stat()
+            status = catalogue.path(row).stat()
         except OSError:
             return -1, -1
         return status.st_size, status.st_mtime_ns
 
-    return np.array(_of_each(look, catalogue, rows), np.int64).reshape(-1, 2).T
+    return np.array(_of_each(look, rows), np.int64).reshape(-1, 2).T
 
 
 def _digests(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
-    def look(name: str) -> bytes:
+    def look(row: int) -> bytes:
         try:
-            return hashlib.blake2b((catalogue.folder / name).read_bytes(), digest_size=16).digest()
+            return hashlib.blake2b(catalogue.path(row).read_bytes(), digest_size=16).digest()
         except OSError:
             return b""
 
-    return np.array(_of_each(look, catalogue, rows), "S16")
+    return np.array(_of_each(look, rows), "S16")
 
 
-def _of_each(look: Callable[[str], _Found], catalogue: Catalogue, rows: np.ndarray) -> list[_Found]:
-    return list(each_file(look, map(catalogue.name, rows.tolist()), total=len(rows)))
+def _of_each(look: Callable[[int], _Found], rows: np.ndarray) -> list[_Found]:
+    return list(each_file(look, rows.tolist(), total=len(rows)))

@@ -32,41 +32,38 @@ def feature_batches(
     images: CatalogueImages | PhotoImages,
     batches: Iterable[np.ndarray],
     *,
-    total: int,
     width: int,
     num_workers: int,
-    what: str,
-    hidden: bool = False,
+    bar: Progress,
     filled_to: int | None = 1,
 ) -> Iterator[FeatureBatch]:
-    """Extract features of images batch by batch, showing the progress.
+    """Extract features of images batch by batch.
 
     An unreadable image is replaced by zeros, because the rounding of a network depends on the batch size. Where
     features depend on the other images themselves, as with batch norm, nothing is padded.
 
     Args:
         extract: maps uint8 images (B, 3, H, W), or what `images` gives instead, to features (B, D) on the CPU.
-        batches: catalogue rows of each batch, all of one shape; `total` images together.
+        batches: catalogue rows of each batch, all of one shape, asked for when workers are to decode the next.
         width: D.
         num_workers: processes that decode images.
-        what: what is extracted, for the progress; `hidden` shows none.
+        bar: shows the progress.
         filled_to: pad smaller batches with zeros to this size; None never pads.
     """
-    taken, batches = tee(batches)  # the loader runs some batches ahead
-    loader = build_loader(images, taken, num_workers=num_workers)
-    with Progress(what, total=total, hidden=hidden) as bar:
-        for batch, loaded in zip(batches, loader, strict=True):
-            rows = np.asarray(batch, np.int64)
-            readable = np.array([index not in loaded.unreadable for index in range(len(rows))], bool)
-            values = np.empty((0, width), np.float32)
-            if filled_to is None and readable.any():
-                values = extract(loaded.items).numpy()
-            elif filled_to is not None and readable.any():
-                indices = np.flatnonzero(readable)
-                values = extract(_filled(loaded.items, indices, max(len(rows), filled_to))).numpy()[indices]
-            reasons = {int(rows[index]): reason for index, reason in loaded.unreadable.items()}
-            yield FeatureBatch(rows[readable], values, reasons)
-            bar.update(len(rows))
+    batches, taken = tee(batches)  # the loader runs some batches ahead
+    loader = build_loader(images, batches, num_workers=num_workers)
+    for loaded, batch in zip(loader, taken, strict=True):
+        rows = np.asarray(batch, np.int64)
+        readable = np.array([index not in loaded.unreadable for index in range(len(rows))], bool)
+        values = np.empty((0, width), np.float32)
+        if filled_to is None and readable.any():
+            values = extract(loaded.items).numpy()
+        elif filled_to is not None and readable.any():
+            indices = np.flatnonzero(readable)
+            values = extract(_filled(loaded.items, indices, max(len(rows), filled_to))).numpy()[indices]
+        reasons = {int(rows[index]): reason for index, reason in loaded.unreadable.items()}
+        yield FeatureBatch(rows[readable], values, reasons)
+        bar.update(len(rows))
 
 
 def _filled(images: Tensor, indices: np.ndarray, count: int) -> Tensor:
@@ -85,17 +82,21 @@ def extract_rows(
     batches: Iterable[np.ndarray],
     *,
     width: int,
+    what: str,
+    hidden: bool = False,
     **options: Any,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Extract features into memory: float32 (len(rows), D), and why some images could not be read, by row.
 
     Args:
         rows: the catalogue rows of all `batches` together.
+        what: what is extracted, for the progress; `hidden` shows none.
         extract, images, batches, width, options: see `feature_batches`.
     """
     values = np.zeros((len(rows), width), np.float32)
     unreadable: dict[int, str] = {}
-    for batch in feature_batches(extract, images, batches, total=len(rows), width=width, **options):
-        values[batch.rows - rows.start] = batch.values
-        unreadable |= batch.unreadable
+    with Progress(what, total=len(rows), hidden=hidden) as bar:
+        for batch in feature_batches(extract, images, batches, width=width, bar=bar, **options):
+            values[batch.rows - rows.start] = batch.values
+            unreadable |= batch.unreadable
     return values, unreadable

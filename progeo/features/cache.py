@@ -3,22 +3,22 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from progeo.atomic import replacing
-from progeo.data.contents import SEEN, changed_files, rows_looked_at, see_files
+from progeo.atomic import replacing, replacing_folder
+from progeo.data.contents import SEEN, changed_files, contents_digest, rows_looked_at, see_files
 from progeo.engine.log import LOGGER
 from progeo.features.store import ShardedRows, load_array
 from progeo.files import read_json, write_json
 from progeo.places.catalogue import Catalogue
 
-IMAGE_FOLDER = "image_folder"
-"""The only entry of a cache's metadata that features do not depend on: the folder of the images."""
+_IMAGE_FOLDER = "image_folder"
+"""The entry of a cache's metadata that features do not depend on: where the images were when it was made."""
 _METADATA = "description.json"
 _CATALOGUE = "catalogue.arrow"
 _FILES = "files.npy"
@@ -36,79 +36,104 @@ class Cache:
     """Name of the setting that gives the cache folder, for errors."""
     is_kept: bool = True
     """Whether the folder stays, so that logs name it."""
-    wait: bool = False
-    """Whether to wait for another process that extracts the same features."""
 
 
 def prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:
-    """Return the folder of these features: check it if it exists, create it with its metadata otherwise.
+    """Return the folder of these features: find it, or create it with its metadata.
+
+    It is found by all that features depend on and by the sizes and sampled contents of the images, wherever they lie:
+    machines that reach the images by different paths share it, and two data sets with the same file names do not.
 
     Args:
-        depends_on: all metadata that features depend on, and the `IMAGE_FOLDER`, as JSON restores it.
+        depends_on: all metadata that features depend on, as JSON restores it.
         shard_size: rows per file.
 
     Raises:
         ValueError: the folder is corrupt, or images changed since their features were extracted.
     """
-    folder = cache.folder / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    if (folder / _METADATA).is_file():
-        rows = ShardedRows(folder, num_rows=len(catalogue), width=0, shard_size=shard_size)
-        try:
-            _check_folder(rows, depends_on, catalogue)
-        except ValueError as error:
-            raise ValueError(f"{error}: remove that folder, or name another `{cache.setting}`.") from None
-        return folder
-    if (moved := _folder_before_move(cache.folder, depends_on, catalogue)) is not None:
-        return moved
-    catalogue.save(folder / _CATALOGUE)
-    _save_files(folder, catalogue)
-    write_json(folder / _METADATA, depends_on)
-    return folder
+    place, now, count = str(catalogue.folder.resolve()), see_files(catalogue), len(catalogue)
+    names = [_name(depends_on, contents_digest(now)), _name(depends_on, contents_digest(now), place)]
+    here: tuple[Path, np.ndarray] | None = None
+    try:
+        for folder, its_place in _folders(cache.folder, names, depends_on):
+            try:
+                changed = changed_files(_load_files(folder, count), now, count)
+            except ValueError:  # corrupt
+                if its_place == place:
+                    raise
+                continue
+            if not len(changed):
+                if its_place != place:
+                    LOGGER.info("%s has the features of these images, extracted in %s", folder, its_place)
+                return folder
+            if its_place == place:
+                here = folder, changed
+        if here is not None:
+            _accept_repaired(*here, now, catalogue, shard_size)
+            return here[0]
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')}: remove that folder, or name another `{cache.setting}`.") from None
+    # Where the name by contents is taken, modification times tell these images from those that it is for.
+    made = cache.folder / next((name for name in names if not (cache.folder / name).exists()), names[-1])
+    try:
+        with replacing_folder(made) as temporary:
+            catalogue.save(temporary / _CATALOGUE)
+            _save_files(temporary, now)
+            write_json(temporary / _METADATA, {**depends_on, _IMAGE_FOLDER: place})
+    except ValueError:
+        if not (made / _METADATA).is_file():
+            raise
+        return prepared_folder(cache, depends_on, catalogue, shard_size)  # another process made it just now
+    return made
 
 
-def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: Catalogue) -> None:
-    """Check that a cache folder holds the expected metadata and that its images are unchanged."""
-    folder, stored, missing = rows.folder, read_json(rows.folder / _METADATA), rows.missing_shards()
-    if not isinstance(stored, dict):
-        raise ValueError(f"{folder / _METADATA} is corrupt")
-    for name, value in depends_on.items():
-        if stored.get(name) != value:
-            raise ValueError(f"What is in {folder} was made with {name} = {stored.get(name)}, now it is {value}")
-    before = _load_files(folder, len(catalogue))
-    changed = changed_files(before, catalogue)
-    changed = changed[~np.isin(changed // rows.shard_size, missing)]  # these may have been repaired meanwhile
-    if len(changed):
-        raise ValueError(
-            f"{len(changed)} of {len(before)} images looked at changed since their features were extracted to "
-            f"{folder}, the first is {catalogue.path(changed[0])}"
-        )
-    if missing:
-        _save_files(folder, catalogue)
+def _name(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def _folder_before_move(cache: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> Path | None:
-    """Find a cache folder with features of the same images under another path.
+def _folders(cache: Path, own: Sequence[str], depends_on: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Yield the folders with metadata `depends_on`, those named `own` first, and where their images were.
 
-    Two data sets may share file names, so the file sizes and sampled contents must match as well.
+    Raises:
+        ValueError: one of the own folders has other metadata. Other folders are skipped.
     """
-    beside = sorted(cache.iterdir()) if cache.is_dir() else []
-    for folder in (path for path in beside if _NAME.fullmatch(path.name) and (path / _METADATA).is_file()):
+    beside = sorted(path for path in cache.iterdir() if _NAME.fullmatch(path.name)) if cache.is_dir() else []
+    for folder in sorted(beside, key=lambda path: path.name not in own):
+        if not (folder / _METADATA).is_file():
+            continue
         try:
             stored = read_json(folder / _METADATA)
-            if not isinstance(stored, dict) or {**stored, IMAGE_FOLDER: depends_on[IMAGE_FOLDER]} != depends_on:
-                continue
-            before = _load_files(folder, len(catalogue))
-        except ValueError:  # corrupt; a caller that needs this very folder reports it
-            continue
-        if not len(changed_files(before, catalogue)):
-            LOGGER.info("%s has the features of these images, extracted in %s", folder, stored[IMAGE_FOLDER])
-            return folder
-    return None
+            if not isinstance(stored, dict):
+                raise ValueError(f"{folder / _METADATA} is corrupt")
+            place = stored.pop(_IMAGE_FOLDER, None)
+            if stored != depends_on:
+                raise ValueError(f"{folder / _METADATA} is not what was written there")
+        except ValueError:
+            if folder.name in own:
+                raise
+        else:
+            yield folder, place
 
 
-def _save_files(folder: Path, catalogue: Catalogue) -> None:
+def _accept_repaired(folder: Path, changed: np.ndarray, now: np.ndarray, catalogue: Catalogue, shard_size: int) -> None:
+    """Record the images as they are now if those that changed have no features yet: they may have been repaired.
+
+    Raises:
+        ValueError: images changed whose features are there.
+    """
+    missing = ShardedRows(folder, num_rows=len(catalogue), width=0, shard_size=shard_size).missing_shards()
+    changed = changed[~np.isin(changed // shard_size, missing)]
+    if len(changed):
+        raise ValueError(
+            f"{len(changed)} of {len(now)} images looked at changed since their features were extracted to "
+            f"{folder}, the first is {catalogue.path(changed[0])}"
+        )
+    _save_files(folder, now)
+
+
+def _save_files(folder: Path, seen: np.ndarray) -> None:
     with replacing(folder / _FILES) as temporary:
-        np.save(temporary, see_files(catalogue))
+        np.save(temporary, seen)
 
 
 def _load_files(folder: Path, num_images: int) -> np.ndarray:

@@ -19,7 +19,8 @@ from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.features.cache import Cache
 from progeo.features.extract import extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
-from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
+from progeo.features.options import CacheOptions, ImageOptions, Share, WorkOptions
+from progeo.features.shards import Compute, shards_here
 from progeo.features.store import ShardedRows
 from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size
@@ -161,20 +162,25 @@ def extract_descriptors(
     work: WorkOptions,
     cache: CacheOptions,
     is_kept: bool = True,
+    share: Share | None = None,
+    compute: Compute = shards_here,
 ) -> ShardedRows:
     """Extract descriptors for every image of a catalogue, see `extract_features`; unreadable images are excluded.
 
     Args:
         is_kept: whether the cache stays, so that logs name it.
+        share, compute: see `extract_features`.
     """
     found = extract_features(
         extractor,
         catalogue,
         accelerator,
-        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache", is_kept, cache.wait),
+        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache", is_kept),
         batch_size=work.batch_size,
         num_workers=work.num_workers,
         max_unreadable_fraction=cache.max_unreadable_fraction,
+        share=share,
+        compute=compute,
     )
     return found.rows.without(found.unreadable)
 

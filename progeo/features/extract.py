@@ -1,10 +1,11 @@
 """Extract the features of a catalogue with a network, cached on disk for later runs."""
 
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ from progeo.atomic import remove_abandoned
 from progeo.data.datasets import max_unreadable
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
-from progeo.features.batches import FeatureBatch, feature_batches
-from progeo.features.cache import IMAGE_FOLDER, Cache, prepared_folder
+from progeo.features.cache import Cache, prepared_folder
+from progeo.features.claims import Claims
 from progeo.features.extractor import FeatureExtractor
-from progeo.features.store import ShardedRows, can_be_compared
+from progeo.features.options import Share
+from progeo.features.shards import Compute, ShardFeatures, SharedShards, remove_old_claims, shards_here
+from progeo.features.store import ShardedRows
 from progeo.features.unreadable import check_unreadable, read_reasons, report_unreadable, write_reasons
-from progeo.locks import locked_if_free, was_locked
 from progeo.models.preprocessing import depends_on_shape
 from progeo.places.catalogue import Catalogue
+from progeo.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,21 @@ def extract_features(
     batch_size: int,
     num_workers: int,
     max_unreadable_fraction: float,
+    share: Share | None = None,
+    compute: Compute = shards_here,
 ) -> ExtractedFeatures:
     """Extract features for every image of a catalogue, computing only those missing from the cache.
 
-    The cache subfolder is named by a hash of all metadata that features depend on and the image folder; for images that
-    were moved or copied, the features of the former folder are reused. Each process writes its share of the missing
-    files, so an interrupted extraction resumes where it stopped.
+    The cache subfolder is found by all metadata that features depend on and the contents of the images. All processes
+    that reach it, of this command and of others, divide the missing files among themselves, and each returns when all
+    are written, those of processes that ended before by another; an interrupted extraction resumes where it stopped.
 
     Args:
         accelerator: gives the precision and the processes.
         num_workers: decoding processes, for each process.
         max_unreadable_fraction: maximum fraction of unreadable images, 0 to 1.
+        share: extract a share of the files only, and return when it is written; others have no features then.
+        compute: extracts the features of files.
 
     Raises:
         ValueError: the cached features were made from something else, or too many images cannot be read.
@@ -66,32 +73,34 @@ def extract_features(
         folder, num_rows=len(catalogue), width=extractor.width, shard_size=shard_size, dtype=cache.keep_as
     )
     allowed = max_unreadable(max_unreadable_fraction, len(catalogue))
-    writes = accelerator.is_main_process and (bool(rows.missing_shards()) or was_locked(folder))
-    with locked_if_free(folder, wait=cache.wait) if writes else nullcontext():
-        if writes:
-            remove_abandoned(folder)
-        if extractor.prepare is not None and of_main_process(bool(rows.missing_shards())):
-            extractor.prepare(rows)
-        accelerator.wait_for_everyone()  # until the main process has the lock
-        shards = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
-        if shards:
-            images = extractor.images(catalogue)
-            batches = feature_batches(
-                extractor.extract,
-                images,
-                chain.from_iterable(extractor.batches(images, rows.shard_rows(shard), batch_size) for shard in shards),
-                total=sum(len(rows.shard_rows(shard)) for shard in shards),
-                width=extractor.width,
-                num_workers=num_workers,
-                what=extractor.what,
-                hidden=not accelerator.is_main_process,
-                filled_to=extractor.full_batch(catalogue, batch_size),
-            )
-            _write_shards(rows, shards, batches, extractor.what, catalogue, allowed=allowed)
+    missing = sorted(set(rows.missing_shards()).intersection(share.of(rows.shards) if share else rows.shards))
+    with Claims(folder) as claims:
+        if of_main_process(bool(missing)):
+            if accelerator.is_main_process:
+                remove_abandoned(folder)
+            if extractor.prepare is not None:
+                extractor.prepare(rows, claims)
+            total, hidden = sum(len(rows.shard_rows(shard)) for shard in missing), not accelerator.is_main_process
+            with Progress(extractor.what, total=total, hidden=hidden) as bar:
+                found = partial(
+                    compute,
+                    extractor,
+                    catalogue,
+                    rows,
+                    batch_size=batch_size,
+                    full_batch=extractor.full_batch(catalogue, batch_size),
+                    num_workers=num_workers,
+                    bar=bar,
+                )
+                shared = SharedShards(rows, claims, missing, bar)
+                _write_shards(shared, found, catalogue, allowed=allowed, num_processes=accelerator.num_processes)
         accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            remove_old_claims(rows, claims)
     if cache.is_kept:
-        done = "written to" if shards else "found in"
-        LOGGER.info("%s of %d images %s %s", extractor.what, len(catalogue), done, folder)
+        done = "written to" if missing else "found in"
+        part = "" if share is None else f"share {share} of the "
+        LOGGER.info("%s%s of %d images %s %s", part, extractor.what, len(catalogue), done, folder)
     reasons = read_reasons(rows, catalogue)
     check_unreadable(reasons, allowed, len(catalogue))
     report_unreadable(reasons, folder, catalogue)
@@ -111,7 +120,6 @@ def _depends_on(
         **({"fast_decode": True} if extractor.fast_decode else {}),  # all pixels before it was a choice
         "mixed_precision": mixed_precision,
         "kept_as": keep_as,
-        IMAGE_FOLDER: str(catalogue.folder.resolve()),
         "image_list": catalogue.fingerprint,
         "num_images": len(catalogue),
         "rows_per_file": shard_size,
@@ -130,39 +138,28 @@ def _shard_size(num_images: int, extractor: FeatureExtractor, batch_size: int) -
 
 
 def _write_shards(
-    rows: ShardedRows,
-    shards: list[int],
-    batches: Iterator[FeatureBatch],
-    what: str,
+    shared: SharedShards,
+    compute: Callable[[Iterable[int]], Iterator[ShardFeatures]],
     catalogue: Catalogue,
     *,
     allowed: int,
+    num_processes: int,
 ) -> None:
-    """Write these shards from their batches, each with a list of its unreadable images, at most `allowed` in all."""
-    unreadable: dict[int, str] = {}
-    for shard in shards:
-        shard_rows = rows.shard_rows(shard)
-        features = np.zeros((len(shard_rows), rows.width), rows.dtype)
-        reasons: dict[int, str] = {}
-        num_missing = len(shard_rows)
-        while num_missing:
-            batch = next(batches)
-            with np.errstate(over="ignore"):  # reported with the name of the image
-                values = batch.values.astype(rows.dtype, copy=False)
-            _check_finite(values, batch.rows, what, catalogue)
-            features[batch.rows - shard_rows.start] = values
-            reasons |= batch.unreadable
-            num_missing -= len(batch.rows) + len(batch.unreadable)
-        unreadable |= reasons
-        check_unreadable(unreadable, allowed, len(rows))
-        write_reasons(rows, shard, reasons, catalogue)
-        rows.write_shard(shard, features)
+    """Write the missing shards with others, each with a list of its unreadable images, of which `allowed` may be here.
 
-
-def _check_finite(values: np.ndarray, rows: np.ndarray, what: str, catalogue: Catalogue) -> None:
-    infinite = rows[~can_be_compared(values)]
-    if len(infinite):
-        raise ValueError(
-            f"The {what} of {catalogue.path(int(infinite[0]))} are not finite, or too large for {values.dtype}: are "
-            f"the weights finite, and those of this architecture? With `mixed_precision` fp16, try bf16."
-        )
+    A loader reads ahead, so that it may claim several small shards at once: of `num_processes` no more than its part.
+    """
+    rows, unreadable = shared.rows, dict[int, str]()
+    while shared.left:
+        free = islice(shared.free(), math.ceil(len(shared.left) / num_processes))
+        first = next(free, None)
+        if first is None:
+            if shared.left:
+                shared.wait()
+            continue
+        for features in compute(chain([first], free)):
+            unreadable |= features.unreadable
+            check_unreadable(unreadable, allowed, len(rows))
+            write_reasons(rows, features.shard, features.unreadable, catalogue)
+            rows.write_shard(features.shard, features.values)
+            shared.written(features.shard)

@@ -15,6 +15,7 @@ from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import batches_by_shape
 from progeo.data.photos import Photo, PhotoImages
 from progeo.engine.accelerator import Processor, autocast
+from progeo.features.claims import Claims
 from progeo.features.store import ShardedRows
 from progeo.files import each_file
 from progeo.image_files import Orientation, Resize
@@ -49,8 +50,9 @@ class FeatureExtractor:
     depends_on_batch: bool = False
     """Whether features depend on the other images of their batch (batch norm). Batches then hold only consecutive
     images of the catalogue, without padding."""
-    prepare: Callable[[ShardedRows], None] | None = None
-    """Hook that all processes call once before extraction, with the feature files; not called if all files exist."""
+    prepare: Callable[[ShardedRows, Claims], None] | None = None
+    """Hook that all processes call once before extraction, with the feature files and their claims; not called if all
+    files exist."""
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """Return the preprocessed images of a catalogue as a dataset."""

@@ -68,5 +68,36 @@ class CacheOptions:
     """Maximum fraction of unreadable images in a folder, from 0 to 1; at least one is allowed. Unreadable images are
     reported and skipped; above this fraction the command stops. 0 allows none."""
     wait: bool = False
-    """Wait for another process that extracts the same features or changes the same place index. If false, this one
-    does the same work at the same time; both get the complete result."""
+    """Wait for another process that changes the same place index. If false, this one changes it at the same time, and
+    nothing of either is lost. Processes that extract the same features share the work either way."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several equal shares of the files of features, such as that of a task of a job array."""
+
+    number: int
+    """1 to `count`."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, shards: range) -> range:
+        """Return the shards of this share."""
+        return shards[self.number - 1 :: self.count]
+
+
+def parse_share(text: str) -> Share:
+    """Parse a share such as `3/64`, the third of 64.
+
+    Raises:
+        ValueError: it is no share.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(
+            f"`share` must be a number from 1 on and how many there are, such as 3/64, got {text!r}. In a job array, "
+            f"number the tasks from 1."
+        )
+    return Share(int(number), int(count))

@@ -129,9 +129,9 @@ class ShardedRows:
         """Return the range of rows that a shard holds."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
-    def missing_shards(self, process: int = 0, num_processes: int = 1) -> list[int]:
-        """Return the shards assigned to a process that are not written yet."""
-        return [shard for shard in self.shards[process::num_processes] if not self.path(shard).is_file()]
+    def missing_shards(self) -> list[int]:
+        """Return the shards that are not written yet."""
+        return [shard for shard in self.shards if not self.path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
         """Write the rows of a shard, (rows, D)."""

@@ -49,7 +49,6 @@ def extract_image_descriptors(
     data: DataOptions,
     cache: Path,
     is_kept: bool = True,
-    wait: bool = False,
 ) -> ImageDescriptors:
     """Extract the descriptors of whole images that are missing from a cache, shared among processes.
 
@@ -58,14 +57,13 @@ def extract_image_descriptors(
         data: how images are read.
         cache: folder of cached descriptors.
         is_kept: whether the cache stays, so that logs name it.
-        wait: wait for another process that extracts the same descriptors.
 
     Raises:
         ValueError: too many images cannot be read.
     """
     extractor = training_image_extractor(encoder, data, accelerator)
     work = WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers)
-    options = CacheOptions(descriptor_cache=cache, max_unreadable_fraction=data.max_unreadable_fraction, wait=wait)
+    options = CacheOptions(descriptor_cache=cache, max_unreadable_fraction=data.max_unreadable_fraction)
     return ImageDescriptors(
         [
             extract_descriptors(extractor, each, accelerator, work=work, cache=options, is_kept=is_kept)

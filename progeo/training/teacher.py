@@ -67,14 +67,12 @@ class Teacher:
         """Digest of all that its descriptors depend on: its weights, image size, pixel mean and std ..."""
         return hashlib.sha256(json.dumps(descriptor_metadata(self.encoder), sort_keys=True).encode()).hexdigest()
 
-    def prepare(self, catalogues: Sequence[Catalogue], data: DataOptions, *, wait: bool = False) -> None:
+    def prepare(self, catalogues: Sequence[Catalogue], data: DataOptions) -> None:
         """Extract the descriptors of all training images into the cache, if the options say so."""
         if self.options.features != "cache":
             return
         cache = self.options.descriptor_cache
-        self.cached = extract_image_descriptors(
-            self.encoder, catalogues, self.accelerator, data=data, cache=cache, wait=wait
-        )
+        self.cached = extract_image_descriptors(self.encoder, catalogues, self.accelerator, data=data, cache=cache)
 
     @property
     def is_cached(self) -> bool:

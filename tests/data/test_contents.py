@@ -5,7 +5,7 @@ import pytest
 from running import build_catalogue
 
 from progeo.data import contents
-from progeo.data.contents import changed_files, contents_fingerprint, rows_looked_at, see_files
+from progeo.data.contents import changed_files, contents_digest, contents_fingerprint, rows_looked_at, see_files
 
 NAMES = [f"@{row}@0@.jpg" for row in range(12)]
 TIME_NS = 10**18
@@ -65,7 +65,7 @@ def test_an_image_is_another_where_its_size_content_or_time_says_so(catalogue, c
     before = see_files(catalogue)
     for row, (content, time_ns) in changes.items():
         write(catalogue.folder, row, content, time_ns=time_ns)
-    assert changed_files(before, catalogue).tolist() == others
+    assert changed_files(before, see_files(catalogue), 12).tolist() == others
 
 
 def test_a_missing_image_does_not_hide_that_the_others_were_copied(catalogue):
@@ -73,23 +73,23 @@ def test_a_missing_image_does_not_hide_that_the_others_were_copied(catalogue):
     before = see_files(catalogue)
     for row in set(range(12)) - {2}:
         write(catalogue.folder, row, time_ns=TIME_NS + 1)
-    assert changed_files(before, catalogue).tolist() == []
+    assert changed_files(before, see_files(catalogue), 12).tolist() == []
 
 
 def test_an_image_that_is_gone_is_another(catalogue):
     before = see_files(catalogue)
     for row in (0, 2):
         (catalogue.folder / NAMES[row]).unlink()
-    assert changed_files(before, catalogue).tolist() == [0, 2]
+    assert changed_files(before, see_files(catalogue), 12).tolist() == [0, 2]
 
 
 def test_of_images_that_were_moved_one_with_another_time_is_another(catalogue, tmp_path):
     before = see_files(catalogue)
     catalogue.folder.rename(tmp_path / "there")
     there = build_catalogue(tmp_path / "there", NAMES)
-    assert changed_files(before, there).tolist() == []
+    assert changed_files(before, see_files(there), 12).tolist() == []
     write(there.folder, 6, time_ns=TIME_NS + 1)
-    assert changed_files(before, there).tolist() == [6]
+    assert changed_files(before, see_files(there), 12).tolist() == [6]
 
 
 @pytest.mark.parametrize("time_ns", [TIME_NS, TIME_NS + 1])
@@ -98,10 +98,10 @@ def test_of_images_elsewhere_the_contents_count_whatever_their_times(catalogue, 
     for row in range(12):
         write(tmp_path / "there", row, time_ns=time_ns)
     there = build_catalogue(tmp_path / "there", NAMES)
-    assert changed_files(before, there).tolist() == []
+    assert changed_files(before, see_files(there), 12).tolist() == []
     assert contents_fingerprint(there) == contents_fingerprint(catalogue)
     write(tmp_path / "there", 4, b"other 04", time_ns=time_ns)
-    assert changed_files(before, there).tolist() == [4]
+    assert changed_files(before, see_files(there), 12).tolist() == [4]
     assert contents_fingerprint(there) != contents_fingerprint(catalogue)
 
 
@@ -109,5 +109,16 @@ def test_sets_of_one_image_are_told_apart(tmp_path):
     for folder, content in (("a", b"one"), ("b", b"two")):
         write(tmp_path / folder, 0, content)
     one, other = (build_catalogue(tmp_path / folder, NAMES[:1]) for folder in ("a", "b"))
-    assert changed_files(see_files(one), other).tolist() == [0]
+    assert changed_files(see_files(one), see_files(other), 1).tolist() == [0]
     assert np.array_equal(see_files(one)["size"], see_files(other)["size"])
+
+
+def test_the_digest_of_contents_is_of_sizes_and_of_what_was_read(catalogue, tmp_path):
+    digest = contents_digest(see_files(catalogue))
+    for row in range(12):
+        write(tmp_path / "there", row, b"other 02" if row == 2 else None, time_ns=TIME_NS + row)
+    there = build_catalogue(tmp_path / "there", NAMES)
+    assert contents_digest(see_files(there)) == digest
+    for content in (b"other 04", b"longer than it was"):
+        write(tmp_path / "there", 4, content)
+        assert contents_digest(see_files(there)) != digest

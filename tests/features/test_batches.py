@@ -6,6 +6,7 @@ from PIL import Image
 from progeo.data.datasets import CatalogueImages
 from progeo.features.batches import extract_rows, feature_batches
 from progeo.places.catalogue import read_catalogue
+from progeo.progress import Progress
 
 
 @pytest.fixture
@@ -32,10 +33,9 @@ def test_batches_have_as_many_images_as_asked_for_whichever_can_be_read(images, 
         rows_and_sizes,
         images,
         [range(3), range(3, 6), range(6, 7)],
-        total=7,
         width=2,
         num_workers=0,
-        what="test",
+        bar=Progress("test", total=7, hidden=True),
         filled_to=filled_to,
     )
     batches = list(batches)

@@ -1,6 +1,7 @@
 """Cached features of images that are moved, copied and changed."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -77,6 +78,36 @@ def test_two_sets_with_the_same_names_never_share_features(colors, tmp_path):
     assert colors(second, is_extracted=True) == [1, 5, 3]
     assert colors(first, is_extracted=False) == [1, 2, 3]
     assert colors(second, is_extracted=False) == [1, 5, 3]
+
+
+def test_a_cache_of_a_version_that_named_it_by_the_image_folder_is_found_again(colors, tmp_path):
+    here = paint(tmp_path / "here", [1, 2, 3])
+    colors(here, is_extracted=True)
+    (folder,) = (tmp_path / "cache").iterdir()
+    folder = folder.rename(folder.with_name("0123456789abcdef"))
+    assert colors(here, is_extracted=False) == [1, 2, 3]
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def test_two_machines_name_the_features_of_the_same_images_alike(colors, tmp_path):
+    names = []
+    for place in ("a/mount", "b/other"):
+        colors(paint(tmp_path / place, [1, 2, 3]), cache=place[0], is_extracted=True)
+        names += [path.name for path in (tmp_path / place[0]).iterdir() if path.name not in ("mount", "other")]
+    assert len(names) == 2
+    assert names[0] == names[1]
+
+
+def test_images_elsewhere_that_only_a_time_tells_apart_get_features_of_their_own(colors, tmp_path, monkeypatch):
+    monkeypatch.setattr("progeo.data.contents.MAX_READ", 2)
+    first, second = paint(tmp_path / "a", [1, 2, 3]), paint(tmp_path / "b", [1, 4, 3])
+    for one, other in zip(sorted(first.iterdir()), sorted(second.iterdir()), strict=True):
+        shutil.copystat(one, other)
+    assert (first / "@1@0@.jpg").stat().st_size == (second / "@1@0@.jpg").stat().st_size
+    os.utime(second / "@1@0@.jpg", ns=(0, 0))
+    for is_extracted in (True, False):
+        assert colors(first, is_extracted=is_extracted) == [1, 2, 3]
+        assert colors(second, is_extracted=is_extracted) == [1, 4, 3]
 
 
 def test_a_set_that_was_copied_to_its_place_again_is_the_same_and_a_changed_image_is_not(colors, tmp_path):

@@ -303,7 +303,7 @@ def read_scanned(path):
     found.places_fingerprint, found.name(len(found) - 1), found.take(np.arange(len(found)))
 
 
-DEPENDS_ON = {"encoder": {"weights": "1234"}, "image_size": [32, 32], "image_folder": "x", "num_images": 8}
+DEPENDS_ON = {"encoder": {"weights": "1234"}, "image_size": [32, 32], "num_images": 8}
 
 
 def prepare(folder):

@@ -1,0 +1,76 @@
+"""Work that processes divide by claims."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from progeo.features.claims import Claims
+
+
+@pytest.fixture
+def claims(tmp_path):
+    """Claims of two processes, of which only the first runs; those of the second are abandoned after 0.2 s."""
+    with Claims(tmp_path, stale_s=0.2) as mine:
+        yield mine, Claims(tmp_path, stale_s=0.2)
+
+
+def test_work_is_claimed_once_until_it_is_released(claims, tmp_path):
+    mine, others = claims
+    assert mine.take("1")
+    assert not others.take("1")
+    assert others.take("2")
+    assert mine.names() == others.names() == ["1", "2"]
+    assert others.holder("1") == f"process {os.getpid()} on {socket.gethostname()}"
+    mine.release("1")
+    assert others.take("1")
+    others.release("1")
+    others.release("2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_is_kept_while_its_process_lives_and_abandoned_after_it_stops(claims):
+    mine, others = claims
+    assert mine.take("kept")
+    assert others.take("stopped")
+    assert not mine.take("stopped")
+    deadline = time.monotonic() + 10
+    while not mine.take("stopped"):
+        assert time.monotonic() < deadline
+        assert not others.take("kept")
+        time.sleep(0.05)
+    assert not others.take("kept")
+
+
+@pytest.mark.parametrize(("host", "is_free"), [(socket.gethostname(), True), ("another", False)])
+def test_the_claim_of_a_process_that_has_ended_on_this_machine_is_free_at_once(host, is_free, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / ".claim_1").write_text(f"{host} {ended.pid}\n")
+    with Claims(tmp_path, stale_s=60) as claims:
+        assert claims.take("1") == is_free
+    assert (tmp_path / ".claim_1").exists() != is_free
+
+
+@pytest.mark.parametrize("content", ["", "\udcff", "one two three", "HOST", "HOST 0x1", f"HOST {10**30}"])
+def test_a_claim_with_any_content_is_one(content, tmp_path):
+    content = content.replace("HOST", socket.gethostname())
+    (tmp_path / ".claim_1").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with Claims(tmp_path, stale_s=60) as claims:
+        assert not claims.take("1")
+
+
+def test_the_end_of_a_process_releases_its_claims(tmp_path):
+    with pytest.raises(KeyError), Claims(tmp_path) as claims:
+        assert claims.take("1")
+        assert claims.take("2")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(OSError, match=rf"^{tmp_path}/gone could not be written to: No such file"):
+        Claims(tmp_path / "gone").take("1")

@@ -1,0 +1,159 @@
+"""Features extracted by a Ray cluster of several nodes on this machine."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from progeo import plugins
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.cluster import connected, cores_per_worker, run_on_cluster
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
+from progeo.features.ray_features import shards_on_ray
+from progeo.features.shards import shards_here
+from progeo.models.encoder import build_encoder
+from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.places.catalogue import read_catalogue
+
+pytestmark = pytest.mark.slow
+NUM_IMAGES, BROKEN = 700, 130
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """700 images, of which one cannot be read."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for row in range(NUM_IMAGES):
+        Image.fromarray(random.integers(256, size=(40, 40, 3), dtype=np.uint8)).save(folder / f"@{row:03}@0@.jpg")
+    (folder / f"@{BROKEN}@0@.jpg").write_bytes(b"broken")
+    return read_catalogue(folder)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster whose first node has no cores, as this process must survive; it is ended at last."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")]))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray.init(nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.fixture
+def extract(catalogue, tmp_path):
+    """Extract descriptors into a cache of their own; returns the content of its files."""
+
+    def extracted(encoder, *, on_ray):
+        accelerator, images = start_accelerator("no"), ImageOptions()
+        extractor = descriptor_extractor(encoder, images, accelerator)
+        rows = extract_descriptors(
+            extractor,
+            catalogue,
+            accelerator,
+            work=WorkOptions(batch_size=16, num_workers=0),
+            cache=CacheOptions(descriptor_cache=tmp_path / ("ray" if on_ray else "here")),
+            compute=shards_on_ray(encoder, images, "no") if on_ray else shards_here,
+        )
+        assert rows.missing.tolist() == [BROKEN]
+        return {path.name: path.read_bytes() for path in rows.folder.iterdir()}
+
+    torch.set_num_threads(1)
+    return extracted
+
+
+def test_nodes_that_leave_and_join_change_nothing(extract, cluster, tmp_path, caplog):
+    encoder = build_encoder("tiny-resnet", "random", 64, descriptor_dim=8, seed=1).eval()
+    expected = extract(encoder, on_ray=False)
+    first, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+
+    def change():
+        """Remove a node once files are written, and add another."""
+        while not list(tmp_path.glob("ray/*/rows_*.npy")):
+            time.sleep(0.01)
+        cluster.remove_node(first, allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    found = extract(encoder, on_ray=True)
+    changing.join()
+    assert found == expected
+    assert len([name for name in found if name.startswith("rows_")]) == 11
+    assert "a worker of the cluster was lost" in caplog.text
+
+
+_PEAK = """
+from progeo.models.aggregation import AGGREGATIONS, Aggregation, MeanPool
+
+
+class Peak(MeanPool):
+    def forward(self, feature_map):
+        return feature_map.amax((2, 3))
+
+
+AGGREGATIONS["peak"] = Aggregation(build=lambda traits, dim: Peak(), needs=("map",), dim=lambda traits: traits.channels)
+"""
+
+
+def test_encoders_of_plugins_and_those_that_are_no_spec_are_sent(extract, cluster, plugins_forgotten, tmp_path):
+    cluster.add_node(num_cpus=1)
+    thumbnail = ThumbnailEncoder().eval()
+    assert extract(thumbnail, on_ray=True) == extract(thumbnail, on_ray=False)
+    plugin = tmp_path / "peak_of_mine.py"
+    plugin.write_text(_PEAK)
+    plugins.import_plugin(plugin)
+    encoder = build_encoder("tiny-resnet", "random", 64, aggregation="peak").eval()
+    plugin.rename(tmp_path / "away.py")  # other machines lack it
+    plugins._IMPORTED["peak_of_mine"] = tmp_path / "away.py"
+    assert extract(encoder, on_ray=True) == extract(encoder, on_ray=False)
+
+
+def failing(kind):
+    """Make a function that fails in one of several ways, here or on a machine of the cluster."""
+    if kind == "start":
+        raise ModuleNotFoundError("No module named 'gone'")
+
+    def fail(_):
+        if kind == "lost":
+            os._exit(1)
+        raise FileNotFoundError("There is no photo.jpg.")
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "sentence"),
+    [
+        ("start", ValueError, "^No worker of the Ray cluster could be started: .*No module named 'gone'"),
+        ("lost", OSError, "^4 workers of the Ray cluster were lost with the same work: "),
+        ("raise", FileNotFoundError, r"^There is no photo\.jpg\.$"),
+    ],
+)
+def test_what_fails_on_the_machines_is_said(kind, error, sentence, cluster):
+    cluster.add_node(num_cpus=1)
+    with pytest.raises(error, match=sentence):
+        list(run_on_cluster(failing, kind, calls=iter([(1,)]), num_calls=1, num_cores=1))
+
+
+def test_every_machine_has_room_for_a_worker_for_each_of_its_gpus(cluster):
+    cluster.add_node(num_cpus=8)
+    assert cores_per_worker(16) == 8
+    assert cores_per_worker(3) == 3
+    cluster.add_node(num_cpus=10, num_gpus=4)
+    assert cores_per_worker(16) == 2
+
+
+def test_a_cluster_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"^There is no Ray cluster at `ray_address` localhost:1: "), connected("localhost:1"):
+        pass
