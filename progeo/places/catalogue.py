@@ -27,6 +27,7 @@ from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
 from progeo.progress import Progress
+from progeo.remote_files import RemotePath, path_in
 
 _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
@@ -73,7 +74,7 @@ class _Metadata(TypedDict, total=False):
 class Catalogue:
     """A table of N images stored below one folder."""
 
-    folder: Path
+    folder: Path | RemotePath
     table: pa.Table
     """Columns: path (relative to `folder`), east, north (meters), zone (0: absent), heading (degrees, NaN: absent)."""
     file: Path | None = None
@@ -174,9 +175,9 @@ class Catalogue:
         """Return the path of image `row` relative to the folder."""
         return self.table["path"][row].as_py()
 
-    def path(self, row: int) -> Path:
-        """Return the full path of image `row`."""
-        return self.folder / self.name(row)
+    def path(self, row: int) -> Path | RemotePath:
+        """Return the full path of image `row`: a URL where the folder or its own name is one."""
+        return path_in(self.folder, self.name(row))
 
     def take(self, rows: np.ndarray) -> "Catalogue":
         """Return a catalogue of the given `rows` only, in the order given."""
