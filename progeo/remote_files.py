@@ -3,9 +3,11 @@
 Archives are named by chains such as `tar://::s3://bucket/city.tar`: the path inside of the archive, then its URL.
 """
 
+import os
+import posixpath
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -64,19 +66,19 @@ class RemotePath:
     @cached_property
     def around(self) -> tuple[str, Callable[[str], str], str]:
         """What comes before and after a name in the URL of a file of this folder, and how the name is quoted there."""
-        protocol, path, archive = self._parts
+        protocol, path, archive = self.parts
         before = f"{protocol}{path}" if not path or path.endswith("/") else f"{protocol}{path}/"
         return before, quote if protocol.endswith(_QUOTED) else str, archive
 
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self._parts[1].rstrip("/").rsplit("/", 1)[-1]
+        return self.parts[1].rstrip("/").rsplit("/", 1)[-1]
 
     def relative(self, url: str) -> str:
         """Return the name in this folder of a file that is found in it."""
-        before, quoted, _ = self.around
-        name = url.removeprefix(before)
+        before, quoted, after = self.around
+        name = url.removeprefix(before).removesuffix(after)
         return name if quoted is str else unquote(name)
 
     def resolve(self) -> "RemotePath":
@@ -101,7 +103,8 @@ class RemotePath:
             return False
 
     @property
-    def _parts(self) -> tuple[str, str, str]:
+    def parts(self) -> tuple[str, str, str]:
+        """The protocol, the path, and the archive that the path lies in, "" for none."""
         found = _URL.fullmatch(self.url)
         if found is None:
             raise ValueError(f"{self.url!r} is no URL, such as s3://bucket/city.")
@@ -141,6 +144,27 @@ def path_in(folder: Path | RemotePath, name: str) -> Path | RemotePath:
     if is_remote(name):
         return RemotePath(name)
     return Path(name) if name.startswith("/") and isinstance(folder, RemotePath) else folder / name
+
+
+def shared_folder(folders: Sequence[Path | RemotePath]) -> Path | RemotePath:
+    """Return the deepest folder that holds all folders, absolute paths or URLs; the root folder if only parts can be.
+
+    URLs of several protocols or archives have none, nor have URLs and local folders.
+    """
+    remote = [folder.parts for folder in folders if isinstance(folder, RemotePath)]
+    if not remote:
+        return Path(os.path.commonpath([folder for folder in folders if isinstance(folder, Path)]))
+    protocols, paths, archives = zip(*remote, strict=True)
+    if len(remote) < len(folders) or len({*protocols}) > 1 or len({*archives}) > 1:
+        return Path("/")
+    return RemotePath(f"{protocols[0]}{posixpath.commonpath([path.rstrip('/') for path in paths])}{archives[0]}")
+
+
+def name_in(root: Path | RemotePath, folder: Path | RemotePath) -> str:
+    """Return the path of a folder relative to a `shared_folder`; its URL if that holds local folders only."""
+    if isinstance(folder, Path) and isinstance(root, Path):
+        return str(folder.relative_to(root))
+    return root.relative(str(folder)) if isinstance(root, RemotePath) else str(folder)
 
 
 def _nanoseconds(changed: Any) -> int:

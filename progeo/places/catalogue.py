@@ -27,7 +27,7 @@ from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
 from progeo.progress import Progress
-from progeo.remote_files import RemotePath, path_in
+from progeo.remote_files import IS_ABSOLUTE, RemotePath, path_in
 
 _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
@@ -179,6 +179,17 @@ class Catalogue:
         """Return the full path of image `row`: a URL where the folder or its own name is one."""
         return path_in(self.folder, self.name(row))
 
+    def full_paths(self) -> pa.ChunkedArray:
+        """Compute the texts of the full paths of all images, large_string (N,)."""
+        names = self.table["path"].cast(pa.large_string())
+        if isinstance(self.folder, RemotePath):
+            before, quoted, after = self.folder.around
+        else:
+            before, quoted, after = f"{self.folder.resolve()}/", str, ""
+        inner = names if quoted is str else pa.chunked_array([_each(quoted, part) for part in names.chunks], names.type)
+        first, last, nothing = (pa.scalar(text, names.type) for text in (before, after, ""))
+        return pc.if_else(are_absolute(names), names, pc.binary_join_element_wise(first, inner, last, nothing))
+
     def take(self, rows: np.ndarray) -> "Catalogue":
         """Return a catalogue of the given `rows` only, in the order given."""
         return Catalogue(self.folder, self.table.take(rows).combine_chunks())
@@ -289,6 +300,18 @@ def check_files(catalogue: Catalogue) -> None:
             f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
             f"{catalogue.name(missing[0])[:_LONGEST]}."
         )
+
+
+def are_absolute(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return which names are absolute paths or URLs, which lie in no folder of a catalogue, bool (N,)."""
+    has_protocol = pc.match_substring(names, "://")
+    if pc.any(has_protocol).as_py():  # regular expressions take longer
+        return pc.match_substring_regex(names, IS_ABSOLUTE)
+    return pc.starts_with(names, "/")
+
+
+def _each(change: Callable[[str], str], texts: pa.Array) -> pa.Array:
+    return pa.array(map(change, texts.to_pylist()), texts.type)
 
 
 def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:

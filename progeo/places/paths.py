@@ -14,6 +14,7 @@ from progeo.files import is_file
 from progeo.image_files import EXTENSIONS, unread_in_words
 from progeo.places.folders import changed_ns, scan_folder
 from progeo.printable import first_line
+from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _NEVER_IN_A_PATH = "\x1f"
@@ -59,7 +60,7 @@ def changes_since(folder: Path, seen: Mapping[str, int | None], list_changed_ns:
             yield folder / name
 
 
-def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path) -> pa.Array | pa.ChunkedArray:
+def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path | RemotePath) -> pa.Array | pa.ChunkedArray:
     """Normalize paths relative to a folder: replace Windows' backslashes by slashes, and remove a leading `./`.
 
     Backslashes are kept in all paths if the first path with a backslash is an existing file.

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from progeo.datasets.readers.table_files import read_columns
 from progeo.places.paths import portable_names
+from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -118,7 +119,7 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
     return ImageTable(file, columns, called, portable_names(paths, images))
 
 
-def read_image_texts(file: Path, images: Path, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+def read_image_texts(file: Path, images: Path | RemotePath, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Read the paths of images relative to `images`, and a column of texts, "" where it is blank.
 
     Raises:
