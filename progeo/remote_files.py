@@ -6,11 +6,12 @@ Archives are named by chains such as `tar://::s3://bucket/city.tar`: the path in
 import os
 import posixpath
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -27,6 +28,8 @@ _WAITS_S = (0.5, 2.0)
 """Seconds before each further attempt to reach a file."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 """Names of the modification time among the details that file systems give of a file."""
+_MAX_ARCHIVES = 64
+"""Number of archives that are kept open."""
 _Found = TypeVar("_Found")
 
 
@@ -95,6 +98,23 @@ class RemotePath:
         changed = next((details[name] for name in _TIMES if details.get(name)), 0)
         return RemoteStatus(int(details.get("size") or 0), _nanoseconds(changed))
 
+    def entries(self) -> list[tuple[str, bool]]:
+        """List the names of what the folder holds, and whether they are folders."""
+        return self._attempt(self._entries)
+
+    def _entries(self, system: Any, path: str) -> list[tuple[str, bool]]:
+        inside = f"{path.rstrip('/')}/" if path else ""
+        details = system.ls(path, detail=True)
+        system.invalidate_cache(path)  # or a city of millions would stay in memory
+        names = [(each["name"].rstrip("/").removeprefix(inside), each["type"] == "directory") for each in details]
+        unquoted = str if self.around[1] is str else unquote
+        return [(unquoted(name), is_folder) for name, is_folder in names if name and "/" not in name]
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether several threads may share one connection, which archives cannot: each thread would open its own."""
+        return self._attempt(lambda system, path: bool(system.async_impl))
+
     def is_file(self) -> bool:
         """Return whether there is such a file."""
         try:
@@ -110,12 +130,19 @@ class RemotePath:
             raise ValueError(f"{self.url!r} is no URL, such as s3://bucket/city.")
         return found[1], found[2], found[3]
 
-    def _attempt(self, act: Callable[[Any, str], _Found]) -> _Found:
+    def _opened(self) -> tuple[Any, str]:
+        """Return the file system and the path in it."""
         from fsspec.core import url_to_fs
 
+        protocol, path, archive = self.parts
+        if archive:  # fsspec would read its contents again for each file
+            return _archive(f"{protocol}{archive}", os.getpid(), threading.get_ident()), path.strip("/")
+        return url_to_fs(self.url)
+
+    def _attempt(self, act: Callable[[Any, str], _Found]) -> _Found:
         for wait_s in (*_WAITS_S, None):
             try:
-                return act(*url_to_fs(self.url))
+                return act(*self._opened())
             except FileNotFoundError:
                 raise FileNotFoundError(f"There is no {self.url}.") from None
             except ImportError as error:
@@ -127,6 +154,14 @@ class RemotePath:
                     raise OSError(f"{self.url} cannot be reached: {first_line(error, type(error).__name__)}.") from None
             time.sleep(wait_s)
         raise AssertionError  # the last attempt returns or raises
+
+
+@lru_cache(_MAX_ARCHIVES)
+def _archive(url: str, process: int, thread: int) -> Any:
+    """Open an archive, once for each thread and process, since they would move the position of each other in it."""
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url)[0]
 
 
 def is_remote(text: str) -> bool:
