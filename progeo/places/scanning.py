@@ -51,9 +51,7 @@ def index_catalogue(
     else:
         index = index_file(out or folder)
         if index != index_file(folder):
-            metadata["root"] = str(
-                folder.absolute()
-            )  # links are not resolved: the list of images lies next to the link
+            metadata["root"] = str(folder.absolute())  # unresolved: the list of images lies next to a link
     write_index(index, parsed_in_turn(folder, paths), folder, metadata, check)
     return index
 
