@@ -39,7 +39,7 @@ def scan_dataset(folders: tuple[str, ...], *, listing: tuple[Path, ...] = (), ou
         raise ValueError("Name the `folders` to scan, such as sf_xl/train.")
     if len(folders) > 1 and listing:
         raise ValueError(f"A `listing` is of one folder, got {len(folders)} of them: scan each, then all together.")
-    several = [path_of(folder) for folder in folders]
+    several = [path_of(str(folder)) for folder in folders]
     first, *others = several
     if out is None and (others or isinstance(first, RemotePath)):
         raise ValueError("Name `out`, the path of the catalogue of several folders or of a URL, such as city.")
@@ -48,7 +48,7 @@ def scan_dataset(folders: tuple[str, ...], *, listing: tuple[Path, ...] = (), ou
         file = index_together(several, out, check=check_zones)
     else:
         file = index_catalogue(first, out, listings=listing, check=check_zones)
-    LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(out)):,}", ", ".join(folders))
+    LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(out)):,}", ", ".join(map(str, folders)))
     return file
 
 

@@ -29,6 +29,8 @@ _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
 _REQUIRED = ("path", *COLUMNS)
 _LONGEST = 4096
+_MAX_LOOKED_FOR = (1_000_000, 1_000)
+"""Number of images that `check_files` looks for: of a local folder, and behind a URL."""
 SEARCH_VERSION = 2
 """Version of the search for image files, `rules` in the metadata; 1 skipped links to folders, counted hidden images."""
 _METADATA_KEY = b"progeo"
@@ -249,18 +251,21 @@ def open_catalogue(path: Path, folder: Path | RemotePath) -> Catalogue:
 
 
 def check_files(catalogue: Catalogue) -> None:
-    """Check that all image files exist.
+    """Check that all image files exist; of millions, or behind a URL, only some, evenly spaced, which is logged.
 
     Raises:
         FileNotFoundError: files are missing; the message has their number and the first of them.
     """
-    paths = map(catalogue.path, range(len(catalogue)))
+    count = min(len(catalogue), _MAX_LOOKED_FOR[isinstance(catalogue.folder, RemotePath)])
+    rows = np.linspace(0, len(catalogue) - 1, count).astype(np.int64)
     description = f"looking for the images of {catalogue.folder}"
-    exist = each_file(is_file, paths, total=len(catalogue), description=description)
-    missing = [row for row, exists in enumerate(exist) if not exists]
+    exist = each_file(is_file, map(catalogue.path, rows.tolist()), total=count, description=description)
+    missing = [row for row, exists in zip(rows.tolist(), exist, strict=True) if not exists]
+    if count < len(catalogue):
+        _LOGGER.info("looked for %s of %s images of %s", f"{count:,}", f"{len(catalogue):,}", catalogue.folder)
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
+            f"{len(missing)} of {count} images are not in {catalogue.folder}, the first is "
             f"{catalogue.name(missing[0])[:_LONGEST]}."
         )
 
