@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from progeo.places.catalogue import index_catalogue, read_catalogue
+from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
+from progeo.places.scanning import index_catalogue
 
 CELL_SIDE_M, HEADING_BIN_DEG, GROUPS_PER_SIDE, GROUPS_PER_HEADING, NUM_GROUPS = 10, 30, 5, 2, 8
 MIN_IMAGES_PER_CLASS, IMAGES_PER_CLASS = 10, 12

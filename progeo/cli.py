@@ -152,9 +152,9 @@ COMMANDS = {
     ),
     "dataset scan": Command(
         "dataset:scan_dataset",
-        "find and parse all file names of a folder once, for millions of images",
+        "find and parse all file names of folders or URLs once, for millions of images",
         "progeo dataset scan sf_xl/train",
-        ("folder",),
+        ("folders...",),
     ),
     "dataset check": Command(
         "dataset_check:check_dataset",

@@ -16,6 +16,7 @@ from progeo.atomic import completing, replacing, temporary_file
 from progeo.disk import sync
 from progeo.printable import escaped
 from progeo.progress import Progress
+from progeo.remote_files import RemotePath
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -156,9 +157,9 @@ def common_folder(paths: Iterable[Path]) -> Path:
     return Path(os.path.commonpath(folders)) if folders else Path("/")
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: Path | RemotePath) -> bool:
     """Return whether a path is a file; False for a name that is too long for one or has a zero byte, too."""
-    return os.path.isfile(path)  # noqa: PTH113, as pathlib raises errors for such names
+    return path.is_file() if isinstance(path, RemotePath) else os.path.isfile(path)  # noqa: PTH113, as pathlib raises errors for such names
 
 
 def _as_xml_text(text: str) -> str:

@@ -20,6 +20,8 @@ from typing import BinaryIO, Literal
 from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
 
+from progeo.remote_files import RemotePath
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -142,13 +144,15 @@ _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 """Width : height, indexed by the ratio field of a JPEG XL header."""
 
 
-def open_image(source: Path | BinaryIO) -> Image.Image:
+def open_image(source: Path | RemotePath | BinaryIO) -> Image.Image:
     """Open an image in one of `FORMATS`, or in a format of an installed plugin, without decoding its pixels.
 
     Raises:
         OSError: the file does not exist or has another format; the message names a package to install where one helps.
         ValueError: the image has more than `max_pixels`, or a side above 1,000,000 pixels.
     """
+    if isinstance(source, RemotePath):
+        source = BytesIO(source.read_bytes())
     limit = max_pixels()
     if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow raises above twice that
         Image.MAX_IMAGE_PIXELS = -(-limit // 2)

@@ -11,7 +11,7 @@ def import_dataset(
     source: Path,
     *,
     out: Path,
-    images: Path | None = None,
+    images: str | None = None,
     query_images: Path | None = None,
     columns: dict[str, str] | None = None,
     path: str | None = None,
@@ -25,16 +25,17 @@ def import_dataset(
     """Write the catalogues of a data set, which every command then accepts as image folders; returns `out`.
 
     Args:
-        kind: Kind of source. table is a .csv, .tsv, .parquet or .geojson file; photos is a folder of photos with GPS
-            positions in their EXIF metadata; dbstruct is a .mat file such as pitts30k_test.mat or tokyo247.mat; arrays
-            is a folder with the ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD or VPR-Bench; msls is a folder of
-            Mapillary Street-Level Sequences, gsv-cities one of GSV-Cities, and baidu one of Baidu Mall, all as
-            downloaded.
+        kind: Kind of source. table is a .csv, .tsv, .parquet or .geojson file, or a folder of .parquet files; photos is
+            a folder of photos with GPS positions in their EXIF metadata; dbstruct is a .mat file such as
+            pitts30k_test.mat or tokyo247.mat; arrays is a folder with the ground truth of OpenVPRLab, GSV-Cities,
+            Patch-NetVLAD or VPR-Bench; msls is a folder of Mapillary Street-Level Sequences, gsv-cities one of
+            GSV-Cities, and baidu one of Baidu Mall, all as downloaded.
         source: File or folder to import.
         out: Output name. table, photos and gsv-cities write <out>.arrow, and <out> then stands for an image folder; the
             others write database.arrow and queries.arrow into the folder <out>, for `progeo evaluate --folder`.
-        images: Folder that the image names of a table, dbstruct or arrays are relative to. null takes the folder of a
-            table; for VPR-Bench it is the folder that holds query and ref.
+        images: Folder that the image names of a table, dbstruct or arrays are relative to; of a table also a URL, such
+            as s3://bucket/city. null takes the folder of a table; for VPR-Bench it is the folder that holds query and
+            ref.
         query_images: Folder that the query names of a dbstruct are relative to. null takes images.
         columns: Names of the columns of a table that are called differently than path, latitude and longitude (or UTM
             east and north) and heading, as in --columns path=photo latitude=y longitude=x.
@@ -61,9 +62,13 @@ def import_dataset(
     from progeo.datasets.output import write_catalogue
     from progeo.datasets.readers import READERS
     from progeo.engine.log import LOGGER
+    from progeo.remote_files import RemotePath, path_of
 
+    folder = None if images is None else path_of(str(images))
+    if isinstance(folder, RemotePath) and kind != "table":
+        raise ValueError(f"`images` of {kind} must be a folder, got {images}: only those of a table may be a URL.")
     given = {
-        "images": images,
+        "images": folder,
         "query_images": query_images,
         "columns": columns,
         "path": path,

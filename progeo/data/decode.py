@@ -1,6 +1,7 @@
 """Decode image files to pixels."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from progeo.image_files import Orientation, open_image, taking_turns
 from progeo.pixels import orientation_of, pixels_of, swaps_sides
+from progeo.remote_files import RemotePath
 
 MinShape: TypeAlias = Callable[[int, int], tuple[int, int]]
 """Maps the height and width of an upright image to those that are needed of it at least: a JPEG file is decoded at a
@@ -20,7 +22,7 @@ _REDUCIBLE = ("JPEG", "MPO")
 
 
 def read_shape(
-    source: Path | BinaryIO, orientation: Orientation = "exif", min_shape: MinShape | None = None
+    source: Path | RemotePath | BinaryIO, orientation: Orientation = "exif", min_shape: MinShape | None = None
 ) -> tuple[int, int] | None:
     """Read the height and width that `read_image` would return, decoding as little as possible; None on failure."""
     try:
@@ -34,7 +36,7 @@ def read_shape(
         return None
 
 
-def read_image(path: Path, orientation: Orientation = "exif", min_shape: MinShape | None = None) -> Tensor:
+def read_image(path: Path | RemotePath, orientation: Orientation = "exif", min_shape: MinShape | None = None) -> Tensor:
     """Decode an image file to uint8 RGB (3, H, W), see `pixels_of`.
 
     Args:
@@ -44,17 +46,19 @@ def read_image(path: Path, orientation: Orientation = "exif", min_shape: MinShap
     Raises:
         ValueError: the file is not an image, or is truncated.
         FileNotFoundError: the file does not exist.
+        OSError: the URL of a file cannot be reached.
     """
-    if not path.is_file():
+    source = BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
+    if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(f"There is no image {path}.")
     try:
-        return decode_image(path, orientation, min_shape)
+        return decode_image(source, orientation, min_shape)
     except ValueError as error:
         raise ValueError(f"The image {path} cannot be decoded: {error}.") from None
 
 
 def decode_image(
-    source: Path | BinaryIO, orientation: Orientation = "exif", min_shape: MinShape | None = None
+    source: Path | RemotePath | BinaryIO, orientation: Orientation = "exif", min_shape: MinShape | None = None
 ) -> Tensor:
     """Decode a file or stream to uint8 RGB (3, H, W), see `read_image`.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from progeo.data.decode import decode_image
 from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
+from progeo.remote_files import RemotePath
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Inspection:
 def inspect_images(catalogue: Catalogue) -> Iterator[Inspection]:
     """Read and decode every image once, in parallel, in the order of the catalogue."""
     return each_file(
-        lambda name: inspect_image(catalogue.folder / name),  # reading, hashing and decoding release the GIL
-        map(catalogue.name, range(len(catalogue))),
+        lambda row: inspect_image(catalogue.path(row)),  # reading, hashing and decoding release the GIL
+        range(len(catalogue)),
         total=len(catalogue),
         description=f"reading {catalogue.folder}",
     )
 
 
-def inspect_image(path: Path) -> Inspection:
+def inspect_image(path: Path | RemotePath) -> Inspection:
     """Read a file completely and decode it."""
     try:
         content = path.read_bytes()

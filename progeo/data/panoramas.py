@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import resize
 
 from progeo.image_files import open_image, taking_turns
 from progeo.pixels import pixels_of
+from progeo.remote_files import RemotePath
 
 _PANORAMA_PIXELS = 1.5
 """Panorama pixels per view pixel at the center of a view. At its sides, a degree has up to twice as many pixels."""
@@ -22,7 +23,7 @@ def width_for(fov_deg: float, size: int) -> int:
     return math.ceil(_PANORAMA_PIXELS * 2 * math.pi * pixels_per_radian / 8) * 8
 
 
-def read_panorama(path: Path, width: int) -> Tensor:
+def read_panorama(path: Path | RemotePath, width: int) -> Tensor:
     """Decode a panorama to uint8 RGB (3, H, 2H); JPEG files are decoded at a reduced size of at least `width`.
 
     Raises:

@@ -1,22 +1,23 @@
 """Merge catalogues into one whose images have places: by name where they have some, else by cells."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from progeo.places.catalogue import Catalogue
+from progeo.places.catalogue import Catalogue, are_absolute
 from progeo.places.cells import build_partition
 from progeo.places.geographic import degrees_of, frame_of
 from progeo.places.options import CellOptions
+from progeo.remote_files import is_remote, name_in, shared_folder
 
 _OF_CELLS = "cells"
 """First part of the names of places of cells."""
 _NUMBERS = {"east": pa.float64(), "north": pa.float64(), "zone": pa.int8(), "heading": pa.float64()}
-_TEXTS = ("condition", "time", "place")
+TEXTS = ("condition", "time", "place")
+"""Columns of texts that merged catalogues keep."""
+_HERE = ("", ".")
 
 
 def merge_catalogues(catalogues: Sequence[Catalogue], cells: CellOptions) -> Catalogue:
@@ -33,8 +34,11 @@ def merge_catalogues(catalogues: Sequence[Catalogue], cells: CellOptions) -> Cat
         ValueError: images are there twice, or cannot be divided into cells.
     """
     folders = [catalogue.folder.resolve() for catalogue in catalogues]
-    root = Path(os.path.commonpath(folders))
-    tables = [_table(each, folder, root) for each, folder in zip(catalogues, folders, strict=True)]
+    root = shared_folder(folders)
+    tables = [
+        table_below(each, name_in(root, folder), degrees=degrees_of(each))
+        for each, folder in zip(catalogues, folders, strict=True)
+    ]
     named = [table for table in tables if "place" in table.column_names]
     nameless = [table for table in tables if "place" not in table.column_names]
     if nameless:
@@ -45,21 +49,30 @@ def merge_catalogues(catalogues: Sequence[Catalogue], cells: CellOptions) -> Cat
     return Catalogue(root, table)
 
 
-def _table(catalogue: Catalogue, folder: Path, root: Path) -> pa.Table:
-    """Return the columns of a catalogue that merged ones have, with paths and places below a root."""
-    held = catalogue.table
-    below = str(folder.relative_to(root))
-    columns = {"path": pc.if_else(pc.starts_with(held["path"], "/"), held["path"], _below(below, held["path"]))}
+def table_below(catalogue: Catalogue, below: str, *, degrees: np.ndarray) -> pa.Table:
+    """Return the columns of a catalogue that merged ones have, with paths and places relative to a root.
+
+    Args:
+        below: name of the folder of the images in the root, see `name_in`.
+        degrees: latitude and longitude, (2, N); without columns for them if all are NaN.
+    """
+    held, text = catalogue.table, pa.large_string()
+    columns = {"path": _paths_below(catalogue, below)}
     columns |= {name: held[name].cast(kind) for name, kind in _NUMBERS.items()}
-    degrees = degrees_of(catalogue)
     if np.isfinite(degrees).any():
         columns |= {name: pa.array(each) for name, each in zip(("latitude", "longitude"), degrees, strict=True)}
-    columns |= {name: held[name].cast(pa.large_string()) for name in _TEXTS if name in held.column_names}
+    columns |= {name: held[name].cast(text) for name in TEXTS if name in held.column_names}
     if "place" in columns:
         is_named = pc.not_equal(pc.fill_null(columns["place"], ""), "")
-        named = _below(folder.name if folder == root else below, columns["place"])
+        named = _below(catalogue.folder.resolve().name if below in _HERE else below, columns["place"])
         columns["place"] = pc.if_else(is_named, named, "")
     return pa.table(columns)
+
+
+def _paths_below(catalogue: Catalogue, below: str) -> pa.ChunkedArray:
+    """Return the paths of images relative to a root, in which their folder has the given name, see `name_in`."""
+    names = catalogue.table["path"].cast(pa.large_string())
+    return catalogue.full_paths() if is_remote(below) else pc.if_else(are_absolute(names), names, _below(below, names))
 
 
 def _with_cells(catalogue: Catalogue, cells: CellOptions) -> pa.Table:
@@ -79,7 +92,7 @@ def _together(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _below(folder: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
-    if folder == ".":
+    if folder in _HERE:
         return names
     text = pa.large_string()
     return pc.binary_join_element_wise(pa.scalar(folder, text), names.cast(text), pa.scalar("/", text))

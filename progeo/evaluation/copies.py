@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from progeo.files import each_file
+from progeo.files import each_file, is_file
 from progeo.places.catalogue import Catalogue
+from progeo.remote_files import RemotePath
 
 
 def find_copies(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.ndarray:
@@ -24,8 +25,10 @@ def find_copies(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.
     return np.fromiter(is_copy, bool, len(rows))
 
 
-def _is_same(photo: Path, image: Path) -> bool:
+def _is_same(photo: Path | RemotePath, image: Path | RemotePath) -> bool:
     try:
-        return filecmp.cmp(photo, image, shallow=False)
+        if isinstance(photo, Path) and isinstance(image, Path):
+            return filecmp.cmp(photo, image, shallow=False)
+        return photo.stat().st_size == image.stat().st_size and photo.read_bytes() == image.read_bytes()
     except OSError:
-        return photo.is_file() and photo.name == image.name
+        return is_file(photo) and photo.name == image.name

@@ -21,6 +21,7 @@ from progeo.pages.page import shown_path, write_page
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition
 from progeo.places.coordinates import map_link
+from progeo.remote_files import path_in
 
 KINDS = ("unreadable", "tiny", "duplicates", "misplaced")
 _WITHOUT_POSITIVE = "without a positive"
@@ -213,7 +214,7 @@ def _gallery(findings: Sequence[_Finding], pictured: set[int], places: _Places) 
         embedded = id(finding) in pictured
 
         def add(of: CheckedSet, name: str, embedded: bool = embedded) -> int:
-            return photos.add(name, of.catalogue.folder / name, embedded=embedded)
+            return photos.add(name, path_in(of.catalogue.folder, name), embedded=embedded)
 
         items = [Item(add(of, name), "", (meters,)) for of, name, meters in finding.others[:_MAX_COPIES]]
         title = finding.title

@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from progeo.files import is_file
 from progeo.image_files import Orientation
 from progeo.localization.localizations import Localization, Match
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
 from progeo.pages.maps import Detail, Map, MapFrame, Points, Polygons, map_frame
 from progeo.pages.page import shortened, shown_path, write_page
 from progeo.places.catalogue import Catalogue
+from progeo.remote_files import path_of
 
 CONFIDENCES = (
     (0.9, "Very likely within {radius_m:g} m ({percent} %)"),
@@ -164,8 +166,8 @@ def _gallery(
 def _item(photos: Photos, rank: int, match: Match, is_verified: bool, show_paths: bool) -> Item:
     if match.probability is not None:
         return Item(photos.add(match.path, None), "", (rank, match.position, 100 * match.probability))
-    path = Path(match.path)
-    embedded = photos.num_embedded < _MAX_PICTURES and path.is_file()
+    path = path_of(match.path)
+    embedded = photos.num_embedded < _MAX_PICTURES and is_file(path)
     number = photos.add(shown_path(match.path, show_paths), path, embedded=embedded)
     values = (rank, match.position, match.distance, *([match.inliers] if is_verified else []))
     return Item(number, "", values, match.lines if embedded else ())

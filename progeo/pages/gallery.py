@@ -16,6 +16,7 @@ from progeo.files import each_file
 from progeo.image_files import Orientation, open_image, taking_turns
 from progeo.pixels import pixels_of
 from progeo.printable import escaped
+from progeo.remote_files import RemotePath
 
 SIDE_PX = 320
 """Longer side of a picture in pixels."""
@@ -43,7 +44,7 @@ class Photos:
             orientation: how pictures are rotated, see `pixels_of`: as in what computed the lines between them.
         """
         self._orientation = orientation
-        self._numbers: dict[tuple[str, Path | None], int] = {}
+        self._numbers: dict[tuple[str, Path | RemotePath | None], int] = {}
         self._embedded: set[int] = set()
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Photos:
         """Number of photos with a picture."""
         return len(self._embedded)
 
-    def add(self, name: str, path: Path | None, *, embedded: bool = True) -> int:
+    def add(self, name: str, path: Path | RemotePath | None, *, embedded: bool = True) -> int:
         """Add a photo, or find one that was added, and return its number.
 
         Args:
@@ -221,7 +222,7 @@ def _compact(value: float | str | None) -> float | str | None:
     return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None
 
 
-def _picture(path: Path, orientation: Orientation) -> str:
+def _picture(path: Path | RemotePath, orientation: Orientation) -> str:
     """Return a small WebP picture of a photo in base64; empty if the photo cannot be opened."""
     stream = io.BytesIO()
     try:

@@ -7,15 +7,11 @@ images stored elsewhere. Every argument that takes an image folder accepts eithe
 import hashlib
 import json
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -24,27 +20,26 @@ import pyarrow.compute as pc
 from progeo.atomic import replacing
 from progeo.files import each_file, is_file
 from progeo.json_files import as_kind
-from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
-from progeo.places.paths import beside, changes_since, find_paths
-from progeo.progress import Progress
+from progeo.places.filename import parse_columns
+from progeo.places.parsing import COLUMNS, Positions, parsed_in_turn
+from progeo.places.paths import beside, changes_of, changes_since, find_paths
+from progeo.remote_files import IS_ABSOLUTE, RemotePath, path_in
 
 _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
-_PARSERS = min(8, os.cpu_count() or 1)
-_COLUMNS = ("east", "north", "zone", "heading")
-_REQUIRED = ("path", *_COLUMNS)
+_REQUIRED = ("path", *COLUMNS)
 _LONGEST = 4096
-_SEARCH_VERSION = 2
+_MAX_LOOKED_FOR = (1_000_000, 1_000)
+"""Number of images that `check_files` looks for: of a local folder, and behind a URL."""
+SEARCH_VERSION = 2
 """Version of the search for image files, `rules` in the metadata; 1 skipped links to folders, counted hidden images."""
-Positions = Literal["required", "optional", "ignored"]
-"""Whether image names hold positions: "required" in every name, "optional" in those that start with @, or "ignored"."""
 _METADATA_KEY = b"progeo"
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, SystemError)
 """Errors that a corrupt Arrow file can cause."""
 _NUMBER = ("a number", lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind))
 _TYPES: Mapping[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "path": ("text with 64-bit offsets", pa.types.is_large_string),
-    **dict.fromkeys((*_COLUMNS, "latitude", "longitude"), _NUMBER),
+    **dict.fromkeys((*COLUMNS, "latitude", "longitude"), _NUMBER),
     "positives": (
         "lists of whole numbers",
         lambda kind: pa.types.is_list(kind) and pa.types.is_signed_integer(kind.value_type),
@@ -59,11 +54,13 @@ _LIMITS: Mapping[str, float] = {"east": 1e8, "north": 1e8, "zone": 60, "heading"
 """Greatest absolute values: meters (local coordinates can have any origin), zones, degrees."""
 
 
-class _Metadata(TypedDict, total=False):
+class Metadata(TypedDict, total=False):
     """Metadata of an Arrow file."""
 
     root: str
-    """Folder of the images, if it is not beside the file."""
+    """Folder or URL of the images, if they are not beside the file."""
+    folders: list[str]
+    """The folders that it was made of, if there are several, whose lists are among `seen`."""
     seen: dict[str, int | None]
     list: int | None
     rules: int
@@ -73,7 +70,7 @@ class _Metadata(TypedDict, total=False):
 class Catalogue:
     """A table of N images stored below one folder."""
 
-    folder: Path
+    folder: Path | RemotePath
     table: pa.Table
     """Columns: path (relative to `folder`), east, north (meters), zone (0: absent), heading (degrees, NaN: absent)."""
     file: Path | None = None
@@ -156,7 +153,7 @@ class Catalogue:
     def places_fingerprint(self) -> str:
         """A hash of the positions, zones and headings of the images."""
         digest = hashlib.sha256()
-        for column in _COLUMNS:
+        for column in COLUMNS:
             digest.update(np.ascontiguousarray(self.table[column].to_numpy()).tobytes())
         return digest.hexdigest()[:16]
 
@@ -174,9 +171,20 @@ class Catalogue:
         """Return the path of image `row` relative to the folder."""
         return self.table["path"][row].as_py()
 
-    def path(self, row: int) -> Path:
-        """Return the full path of image `row`."""
-        return self.folder / self.name(row)
+    def path(self, row: int) -> Path | RemotePath:
+        """Return the full path of image `row`: a URL where the folder or its own name is one."""
+        return path_in(self.folder, self.name(row))
+
+    def full_paths(self) -> pa.ChunkedArray:
+        """Compute the texts of the full paths of all images, large_string (N,)."""
+        names = self.table["path"].cast(pa.large_string())
+        if isinstance(self.folder, RemotePath):
+            before, quoted, after = self.folder.around
+        else:
+            before, quoted, after = f"{self.folder.resolve()}/", str, ""
+        inner = names if quoted is str else pa.chunked_array([_each(quoted, part) for part in names.chunks], names.type)
+        first, last, nothing = (pa.scalar(text, names.type) for text in (before, after, ""))
+        return pc.if_else(are_absolute(names), names, pc.binary_join_element_wise(first, inner, last, nothing))
 
     def take(self, rows: np.ndarray) -> "Catalogue":
         """Return a catalogue of the given `rows` only, in the order given."""
@@ -188,7 +196,7 @@ class Catalogue:
 
     def save(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the table and its metadata as an Arrow file that `open_catalogue` can memory-map."""
-        with replacing(path) as temporary, _writer(temporary, self.table.schema, metadata or {}) as writer:
+        with replacing(path) as temporary, catalogue_writer(temporary, self.table.schema, metadata or {}) as writer:
             writer.write_table(self.table, max_chunksize=_ROWS_AT_ONCE)
 
 
@@ -206,49 +214,18 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
     index = index_file(folder)
     if not index.is_file():
         found = find_paths(folder)
-        catalogue = Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, found.batches, positions)))
+        catalogue = Catalogue(folder, pa.Table.from_batches(parsed_in_turn(folder, found.batches, positions)))
         return catalogue if found.list_changed_ns is None else _shown(catalogue, folder)
-    metadata = _metadata(index)
-    root = folder / metadata.get("root", "")
-    again = f"run `progeo dataset scan {root}{f' --out {folder}' if root != folder else ''}` again"
-    if metadata.get("seen") and metadata.get("rules") != _SEARCH_VERSION:
+    metadata = metadata_of(index)
+    root, folders = path_in(folder, metadata.get("root", "")), metadata.get("folders")
+    sources = " ".join(folders or [str(root)])
+    again = f"run `progeo dataset scan {sources}{f' --out {folder}' if root != folder else ''}` again"
+    seen = metadata.get("seen", {})
+    if seen and metadata.get("rules") != SEARCH_VERSION:
         raise ValueError(f"{index} was made when links to folders were skipped and hidden images counted: {again}.")
-    for change in changes_since(root, metadata.get("seen", {}), metadata.get("list")):
+    for change in changes_of(root, seen) if folders else changes_since(root, seen, metadata.get("list")):
         raise ValueError(f"{change} changed since {index} was made: {again}.")
     return _shown(open_catalogue(index, root), folder)
-
-
-def index_catalogue(
-    folder: Path, out: Path | None = None, *, check: Callable[[Catalogue], object] | None = None
-) -> Path:
-    """Find the images of a folder, parse their names and write the folder's index.
-
-    Args:
-        folder: images at any depth.
-        out: path to use in place of the folder from now on, with the index next to it; None uses the folder itself.
-        check: called with the new catalogue; an error it raises keeps the index from being written.
-
-    Returns:
-        The path of the index.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_catalogue` and `check`.
-        OSError: the index cannot be written.
-    """
-    index = index_file(out or folder)
-    found = find_paths(folder)
-    batches = _parsed_in_turn(folder, found.batches)
-    first = next(batches)
-    metadata: dict[str, Any] = {"seen": found.seen, "list": found.list_changed_ns, "rules": _SEARCH_VERSION}
-    if index != index_file(folder):
-        metadata["root"] = str(folder.absolute())  # links are not resolved: the list of images lies next to the link
-    with replacing(index) as temporary:
-        with _writer(temporary, first.schema, metadata) as writer:
-            for batch in chain([first], batches):  # so that they are never all in memory
-                writer.write_batch(batch)
-        if check is not None:
-            check(open_catalogue(temporary, folder))
-    return index
 
 
 def index_file(folder: Path) -> Path:
@@ -256,7 +233,7 @@ def index_file(folder: Path) -> Path:
     return beside(folder, ".arrow")
 
 
-def open_catalogue(path: Path, folder: Path) -> Catalogue:
+def open_catalogue(path: Path, folder: Path | RemotePath) -> Catalogue:
     """Memory-map a catalogue written by `Catalogue.save`; `folder` is the current folder of its images.
 
     Raises:
@@ -274,20 +251,46 @@ def open_catalogue(path: Path, folder: Path) -> Catalogue:
 
 
 def check_files(catalogue: Catalogue) -> None:
-    """Check that all image files exist.
+    """Check that all image files exist; of millions, or behind a URL, only some, evenly spaced, which is logged.
 
     Raises:
         FileNotFoundError: files are missing; the message has their number and the first of them.
     """
-    paths = map(catalogue.path, range(len(catalogue)))
+    count = min(len(catalogue), _MAX_LOOKED_FOR[isinstance(catalogue.folder, RemotePath)])
+    rows = np.linspace(0, len(catalogue) - 1, count).astype(np.int64)
     description = f"looking for the images of {catalogue.folder}"
-    exist = each_file(is_file, paths, total=len(catalogue), description=description)
-    missing = [row for row, exists in enumerate(exist) if not exists]
+    exist = each_file(is_file, map(catalogue.path, rows.tolist()), total=count, description=description)
+    missing = [row for row, exists in zip(rows.tolist(), exist, strict=True) if not exists]
+    if count < len(catalogue):
+        _LOGGER.info("looked for %s of %s images of %s", f"{count:,}", f"{len(catalogue):,}", catalogue.folder)
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
+            f"{len(missing)} of {count} images are not in {catalogue.folder}, the first is "
             f"{catalogue.name(missing[0])[:_LONGEST]}."
         )
+
+
+def are_absolute(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return which names are absolute paths or URLs, which lie in no folder of a catalogue, bool (N,)."""
+    has_protocol = pc.match_substring(names, "://")
+    if pc.any(has_protocol).as_py():  # regular expressions take longer
+        return pc.match_substring_regex(names, IS_ABSOLUTE)
+    return pc.starts_with(names, "/")
+
+
+def count_repeated(names: pa.ChunkedArray) -> int:
+    """Count the names that other names before them are equal to, by hashes of 64 bits: their texts may be on disk."""
+    hashes = np.empty(len(names), np.int64)
+    start = 0
+    for batch in pa.table({"name": names}).to_batches(_ROWS_AT_ONCE):
+        hashes[start : start + len(batch)] = np.fromiter(map(hash, batch["name"].to_pylist()), np.int64, len(batch))
+        start += len(batch)
+    hashes.sort()
+    return int((hashes[1:] == hashes[:-1]).sum())
+
+
+def _each(change: Callable[[str], str], texts: pa.Array) -> pa.Array:
+    return pa.array(map(change, texts.to_pylist()), texts.type)
 
 
 def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
@@ -297,7 +300,7 @@ def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
         _LOGGER.info("the images of %s lie in %s", folder, root)
     leads = pc.starts_with(paths, "/")
     if pc.any(leads).as_py():
-        leads = pc.and_not(leads, pc.starts_with(paths, f"{root.resolve()}/"))
+        leads = pc.and_not(leads, pc.starts_with(paths, f"{str(root.resolve()).rstrip('/')}/"))
     if pc.any(pc.match_substring(paths, "..")).as_py():  # regular expressions take longer
         leads = pc.or_(leads, pc.match_substring_regex(paths, r"(^|/)\.\.(/|$)"))
     if pc.any(leads).as_py():
@@ -309,56 +312,12 @@ def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
     return catalogue
 
 
-def _parsed_in_turn(
-    folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
-) -> Iterator[pa.RecordBatch]:
-    """Parse batches of names in parallel, a few batches ahead of the consumer, and yield them in order."""
-    pending: deque[Future[pa.RecordBatch]] = deque()
-    unparsed: list[Unparsed] = []
-    bar = Progress(f"reading the names of {folder}")
-    with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow releases the GIL
-        for batch in batches:
-            pending.append(pool.submit(_parsed, batch, unparsed, positions))
-            bar.update(len(batch))
-            if len(pending) > _PARSERS:
-                yield _result(pending.popleft(), folder)
-        yield from (_result(future, folder) for future in pending)
-    warn_of_unparsed(unparsed, folder)
-    pa.default_memory_pool().release_unused()  # free the memory of parsing before anything else is allocated
-
-
-def _result(future: Future[pa.RecordBatch], folder: Path) -> pa.RecordBatch:
-    try:
-        return future.result()
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-
-
-def _parsed(paths: pa.Array, unparsed: list[Unparsed], positions: Positions) -> pa.RecordBatch:
-    if positions == "ignored":
-        return _parsed_in_part(paths, np.array([], np.int64), unparsed)
-    try:
-        return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS, unparsed)})
-    except ValueError:
-        named = says_position(paths)
-        if positions == "required" or named.all():
-            raise
-        return _parsed_in_part(paths, np.flatnonzero(named), unparsed)
-
-
-def _parsed_in_part(paths: pa.Array, named: np.ndarray, unparsed: list[Unparsed]) -> pa.RecordBatch:
-    """Parse the names of the rows `named` only; all other rows have no position, zone or heading."""
-    columns = {name: np.full(len(paths), np.nan) for name in _COLUMNS} | {"zone": np.zeros(len(paths), np.int8)}
-    for name, values in parse_columns(paths.take(pa.array(named)), _COLUMNS, unparsed).items():
-        columns[name][named] = values
-    return pa.RecordBatch.from_pydict({"path": paths, **columns})
-
-
-def _writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:
+def catalogue_writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:
+    """Open an Arrow file for record batches that `open_catalogue` can memory-map together."""
     return pa.ipc.new_file(str(path), schema.with_metadata({_METADATA_KEY: json.dumps(metadata)}))
 
 
-def _mapped(path: Path, folder: Path) -> Catalogue:
+def _mapped(path: Path, folder: Path | RemotePath) -> Catalogue:
     return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
 
 
@@ -389,13 +348,18 @@ def _check_columns(table: pa.Table) -> None:
             raise ValueError(f"its column {name} has values from {lowest:.6g} to {highest:.6g}")
 
 
-def _metadata(path: Path) -> _Metadata:
+def metadata_of(path: Path) -> Metadata:
+    """Read the metadata of an index.
+
+    Raises:
+        ValueError: the file is corrupt; the message names it.
+    """
     try:
         with pa.memory_map(str(path)) as source:
             values = json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_METADATA_KEY, b"{}"))
     except (*_ARROW_ERRORS, RecursionError) as error:
         raise _no_catalogue(path, error) from None
-    return as_kind(values, _Metadata, path, advice="Remove it or make it again.")
+    return as_kind(values, Metadata, path, advice="Remove it or make it again.")
 
 
 def _no_catalogue(path: Path, error: Exception) -> ValueError:

@@ -1,6 +1,6 @@
 """Conversion between latitude / longitude and UTM meters, in one zone for a whole set of images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -20,6 +20,7 @@ MAX_NUMBER = 10**8
 SOUTHERN_ORIGIN_M = 10_000_000
 """False northing: added to northings south of the equator, so that none is negative."""
 _LOWEST_DEG, _HIGHEST_DEG = -80, 84
+_ROWS_AT_ONCE = 2**20
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
 """Letters of UTM's latitude bands: 8 degrees each from 80 S; X spans 12."""
 _BAND_SLACK_M = 50_000
@@ -87,9 +88,15 @@ def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int]
         )
     zone = zone_of(middle_latitude, middle_longitude)
     east, north = np.full((2, len(known)), np.nan)
-    east[known], north[known], _, _ = utm.from_latlon(
-        latitude[known], longitude[known], force_zone_number=zone, force_northern=middle_latitude >= 0
-    )
+    for rows in _slices(len(known)):
+        here = known[rows]
+        if here.any():
+            east[rows][here], north[rows][here], _, _ = utm.from_latlon(
+                latitude[rows][here],
+                longitude[rows][here],
+                force_zone_number=zone,
+                force_northern=middle_latitude >= 0,
+            )
     return Positions(east, north, zone)
 
 
@@ -165,6 +172,14 @@ def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
     return np.stack([east, latitude - middle[0]], axis=1) * METERS_PER_DEGREE
 
 
+def distances_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
+    """Approximate the distances (N,) in meters from `middle`, for latitudes and longitudes (2, N)."""
+    distances = np.empty(degrees.shape[1])
+    for rows in _slices(len(distances)):
+        distances[rows] = np.linalg.norm(offsets_m(degrees[:, rows], middle), axis=1)
+    return distances
+
+
 def apart_from(distances_m: np.ndarray) -> float:
     """Compute the distance in meters beyond which an image is an outlier, given all distances to the median (N,).
 
@@ -190,9 +205,7 @@ def swapped(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     if known.any():
         degrees = np.stack([latitude[known], longitude[known]])
         middle = middle_of(*degrees)
-        distances, other_way_round = (
-            np.linalg.norm(offsets_m(each, middle), axis=1) for each in (degrees, degrees[::-1])
-        )
+        distances, other_way_round = (distances_m(each, middle) for each in (degrees, degrees[::-1]))
         limit = apart_from(distances)
         rows[known] = (distances > limit) & (other_way_round <= limit)
     return rows
@@ -248,6 +261,13 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
         zone: 1 to 60, 0 where unknown, (N,).
         southern: values of `Hemisphere`, (N,).
     """
+    degrees = np.empty((2, len(east)))
+    for rows in _slices(len(east)):
+        degrees[:, rows] = _few_degrees_of_utm(east[rows], north[rows], zone[rows], southern[rows])
+    return degrees
+
+
+def _few_degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southern: np.ndarray) -> np.ndarray:
     degrees = np.full((2, len(east)), np.nan)
     known = (zone > 0) & (southern >= 0) & (np.abs(east - 500_000) < _WIDEST_M)
     for number, is_south in {*zip(zone[known].tolist(), southern[known].tolist(), strict=True)}:
@@ -330,6 +350,11 @@ def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.nd
 def _are_few(count: int, total: int) -> bool:
     """Return whether a count is small enough for mistakes: at most 1 %, or for small sets 10 % but no more than 3."""
     return count <= max(total / 100, min(3, total / 10))
+
+
+def _slices(count: int) -> Iterator[slice]:
+    """Divide rows into slices whose intermediate values take little memory."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE))
 
 
 def _middle(longitude: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from progeo.printable import escaped
 from progeo.progress import Progress
 
 _LOGGER = logging.getLogger("progeo")
-_OF_SYSTEMS = {
+OF_SYSTEMS = {
     "__macosx": "archives of macOS",
     "@eadir": "Synology",
     "#recycle": "Synology",
@@ -166,7 +166,7 @@ def _note(entry: os.DirEntry[str], name: str, folder: _Folder, contents: _Conten
         contents.images.append(name)
     elif is_file and (extension := Path(entry.name).suffix.lower()) in UNREAD_EXTENSIONS:
         contents.unread[extension] += 1
-    elif is_dir and entry.name.lower() in _OF_SYSTEMS:
+    elif is_dir and entry.name.lower() in OF_SYSTEMS:
         contents.hidden.append(name)
     elif is_dir:
         real = Path(entry.path).resolve() if entry.is_symlink() else folder.real / entry.name

@@ -22,6 +22,7 @@ from progeo.places.coordinates import (
     zone_of,
 )
 from progeo.places.filename import complete_fields, format_names, parse_columns, says_position
+from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
@@ -188,6 +189,8 @@ def _links(catalogue: Catalogue) -> Iterator[tuple[str, Path]]:
     )
     for row, name in enumerate(format_names(fields, extension="")):
         path = catalogue.path(row)
+        if isinstance(path, RemotePath):
+            raise ValueError(f"No link can lead to {path}: leave out `link`.")
         yield f"{name}{path.suffix}", path.resolve()
 
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -133,7 +132,7 @@ def of_each(given: object, count: int, one: Callable[..., _Prior], *, name: str)
     return [one(each) for each in given]
 
 
-def check_known(values: np.ndarray, what: str, folder: Path, *, name: str) -> None:
+def check_known(values: np.ndarray, what: str, folder: object, *, name: str) -> None:
     """Check that something is known of the images of a folder.
 
     Args:

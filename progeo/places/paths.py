@@ -12,8 +12,10 @@ import pyarrow.csv as pa_csv
 
 from progeo.files import is_file
 from progeo.image_files import EXTENSIONS, unread_in_words
-from progeo.places.folders import changed_ns, scan_folder
+from progeo.places.folders import Scan, changed_ns, scan_folder
+from progeo.places.remote_folders import scan_remote_folder
 from progeo.printable import first_line
+from progeo.remote_files import RemotePath, path_in
 
 _LOGGER = logging.getLogger("progeo")
 _NEVER_IN_A_PATH = "\x1f"
@@ -34,32 +36,50 @@ class FoundPaths:
     """Last modification time of the list in nanoseconds; None if there is no list."""
 
 
-def find_paths(folder: Path) -> FoundPaths:
+def find_paths(folder: Path | RemotePath) -> FoundPaths:
     """Find the images of a folder: those listed in `<folder>_images_paths.txt` next to it, or else all images below it.
+
+    Behind a URL there is no such list, and nothing that changes could be detected by.
 
     Raises:
         FileNotFoundError: the folder does not exist, it has no image, or the first listed image does not exist.
         OSError: a folder is not readable.
         ValueError: a name is not UTF-8.
     """
+    if isinstance(folder, RemotePath):
+        return _found(scan_remote_folder(folder), folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    listing = _list_of(folder)
-    return _listed(listing, folder) if listing.is_file() else _scanned(folder)
+    listing = list_of(folder)
+    return _listed(listing, folder) if listing.is_file() else _found(scan_folder(folder), folder)
 
 
-def changes_since(folder: Path, seen: Mapping[str, int | None], list_changed_ns: int | None) -> Iterator[Path]:
+def changes_since(
+    folder: Path | RemotePath, seen: Mapping[str, int | None], list_changed_ns: int | None
+) -> Iterator[Path]:
     """Yield the folders and the list that were changed, created or removed since `find_paths` returned these times."""
     if not seen and list_changed_ns is None:
         return  # the catalogue was not made from a folder
-    if changed_ns(_list_of(folder)) != list_changed_ns:
-        yield _list_of(folder)
+    assert isinstance(folder, Path)  # behind a URL nothing is noted
+    if changed_ns(list_of(folder)) != list_changed_ns:
+        yield list_of(folder)
+    yield from changes_of(folder, seen)
+
+
+def changes_of(folder: Path | RemotePath, seen: Mapping[str, int | None]) -> Iterator[Path]:
+    """Yield the files and folders in a local folder that have not the given modification times, None for missing."""
     for name, then_ns in seen.items():
-        if changed_ns(folder / name) != then_ns:
-            yield folder / name
+        path = path_in(folder, name)
+        if isinstance(path, Path) and changed_ns(path) != then_ns:
+            yield path
 
 
-def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path) -> pa.Array | pa.ChunkedArray:
+def list_of(folder: Path) -> Path:
+    """Return the path of the list of the images of a folder, whether or not it exists."""
+    return beside(folder, "_images_paths.txt")
+
+
+def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path | RemotePath) -> pa.Array | pa.ChunkedArray:
     """Normalize paths relative to a folder: replace Windows' backslashes by slashes, and remove a leading `./`.
 
     Backslashes are kept in all paths if the first path with a backslash is an existing file.
@@ -76,12 +96,7 @@ def beside(folder: Path, ending: str) -> Path:
     return named.with_name(f"{named.name}{ending}")
 
 
-def _list_of(folder: Path) -> Path:
-    return beside(folder, "_images_paths.txt")
-
-
-def _scanned(folder: Path) -> FoundPaths:
-    scan = scan_folder(folder)
+def _found(scan: Scan, folder: Path | RemotePath) -> FoundPaths:
     paths = pa.table({"path": pa.chunked_array(scan.parts, pa.large_string())}).sort_by("path")
     if not len(paths):
         sentence = f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it"
@@ -97,7 +112,7 @@ def _scanned(folder: Path) -> FoundPaths:
 
 def _listed(listing: Path, folder: Path) -> FoundPaths:
     list_changed_ns = changed_ns(listing)
-    batches = _lines(listing)
+    batches = lines_of(listing)
     first = next(batches, None)
     if first is None:
         raise FileNotFoundError(f"The list {listing} names no image; fill it or remove it.")
@@ -118,8 +133,12 @@ def _is_of_windows(paths: pa.Array, folder: Path) -> bool:
     return bool(path) and not is_file(folder / path) and is_file(folder / path.replace("\\", "/"))
 
 
-def _lines(listing: Path) -> Iterator[pa.Array]:
-    """Yield the non-empty lines of a text file in batches, without creating Python strings."""
+def lines_of(listing: Path) -> Iterator[pa.Array]:
+    """Yield the non-empty lines of a text file, which may be compressed, in batches, without creating Python strings.
+
+    Raises:
+        ValueError: it is not UTF-8, or corrupt.
+    """
     try:
         reader = pa_csv.open_csv(
             listing,

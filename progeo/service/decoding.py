@@ -27,6 +27,7 @@ from progeo.image_files import MAX_PIXELS_VARIABLE, Orientation, Resize
 from progeo.json_files import converted
 from progeo.models.options import Preprocessing
 from progeo.models.preprocessing import preprocess_image
+from progeo.remote_files import RemotePath, path_of
 
 try:
     import resource
@@ -98,13 +99,13 @@ class Decoders:
         answer, payload = self._ask("pixels", asdict(decoding), content)
         return np.frombuffer(bytearray(payload), np.uint8).reshape(answer.shape)
 
-    def thumbnail(self, path: Path, side: int, orientation: Orientation) -> bytes:
+    def thumbnail(self, path: Path | RemotePath, side: int, orientation: Orientation) -> bytes:
         """Scale an image file down to a WebP whose longer side is at most `side` pixels, without metadata.
 
         Raises:
             ValueError, NoDecoder: as `pixels`.
         """
-        return self._ask("thumbnail", {"side": side, "orientation": orientation}, os.fsencode(path))[1]
+        return self._ask("thumbnail", {"side": side, "orientation": orientation}, os.fsencode(str(path)))[1]
 
     def close(self) -> None:
         """End all processes."""
@@ -222,7 +223,7 @@ def _pixels(content: bytes, **settings: Any) -> tuple[_Answer, bytes]:
 
 
 def _thumbnail(content: bytes, *, side: int, orientation: Orientation) -> tuple[_Answer, bytes]:
-    image = Image.fromarray(decode_image(Path(os.fsdecode(content)), orientation).permute(1, 2, 0).numpy())
+    image = Image.fromarray(decode_image(path_of(os.fsdecode(content)), orientation).permute(1, 2, 0).numpy())
     image.thumbnail((side, side))
     stream = BytesIO()
     image.save(stream, "WEBP", quality=_WEBP_QUALITY)

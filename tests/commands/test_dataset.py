@@ -33,10 +33,10 @@ def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_
     (open_folder / "disk").chmod(0o555)
     with as_nobody():
         with pytest.raises(OSError, match=rf"^{folder}\.arrow could not be written: .*elsewhere with --out OUT"):
-            scan_dataset(folder)
+            scan_dataset((str(folder),))
         with pytest.raises(OSError, match=rf"^{open_folder}/disk/new/set\.arrow could not be written: "):
-            scan_dataset(folder, out=open_folder / "disk/new/set")
-        file = scan_dataset(folder, out=open_folder / "mine/new/set")
+            scan_dataset((str(folder),), out=open_folder / "disk/new/set")
+        file = scan_dataset((str(folder),), out=open_folder / "mine/new/set")
     assert file == open_folder / "mine/new/set.arrow"
     catalogue = read_catalogue(open_folder / "mine/new/set")
     assert [catalogue.path(row) for row in range(len(catalogue))] == [folder / "@1@2@10@S@.jpg"]
@@ -47,7 +47,7 @@ def test_no_index_is_written_of_positions_that_nobody_can_compare(tmp_path):
     for zone in ("10", "11", ""):
         (tmp_path / f"set/@1@2@{zone}@.jpg").touch()
     with pytest.raises(ValueError, match=r"1 of 3 images of .*set have no UTM zone"):
-        scan_dataset(tmp_path / "set", out=tmp_path / "out")
+        scan_dataset((str(tmp_path / "set"),), out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -55,15 +55,15 @@ def test_a_catalogue_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path
     for name in ("set", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"@1@2@{name}@.jpg").touch()
-    assert scan_dataset(tmp_path / "set", out=tmp_path / "out.arrow") == tmp_path / "out.arrow"
-    assert scan_dataset(tmp_path / "set", out=tmp_path / "set") == tmp_path / "set.arrow"
+    assert scan_dataset((str(tmp_path / "set"),), out=tmp_path / "out.arrow") == tmp_path / "out.arrow"
+    assert scan_dataset((str(tmp_path / "set"),), out=tmp_path / "set") == tmp_path / "set.arrow"
     (tmp_path / "places.csv").write_text("path,lat,lon\n@1@2@set@.jpg,1,2\n")
     table, images = tmp_path / "places.csv", tmp_path / "set"
     import_dataset("table", table, out=tmp_path / "table.arrow", images=images, link=True)
     assert {path.name for path in tmp_path.glob("table*")} == {"table.arrow", "table"}
     assert len(read_catalogue(tmp_path / "table")) == len(list((tmp_path / "table").iterdir())) == 1
     with pytest.raises(FileExistsError, match=rf"There is something in {tmp_path}/other already: name another `out`"):
-        scan_dataset(tmp_path / "set", out=tmp_path / "other")
+        scan_dataset((str(tmp_path / "set"),), out=tmp_path / "other")
 
 
 def test_a_split_set_is_two_folders_for_every_command(city, tmp_path):

@@ -11,12 +11,12 @@ from running import build_catalogue
 
 from progeo.places.catalogue import (
     Catalogue,
-    index_catalogue,
     open_catalogue,
     read_catalogue,
 )
 from progeo.places.cells import build_partition
 from progeo.places.geographic import check_zones, positions_m
+from progeo.places.scanning import index_catalogue
 
 
 def name(east, heading="", extension=".jpg"):

@@ -9,8 +9,9 @@ import pytest
 
 from progeo.datasets.readers.photos import read_photos
 from progeo.image_files import EXTENSIONS
-from progeo.places.catalogue import index_catalogue, read_catalogue
+from progeo.places.catalogue import read_catalogue
 from progeo.places.paths import find_paths
+from progeo.places.scanning import index_catalogue
 
 A, B, C = (f"@{east}@4000000@10@S@.jpg" for east in (1, 2, 3))
 

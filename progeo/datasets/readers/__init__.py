@@ -13,6 +13,7 @@ from progeo.datasets.readers.msls import read_msls
 from progeo.datasets.readers.photos import read_photos
 from progeo.datasets.readers.tables import read_table
 from progeo.places.catalogue import Catalogue, check_files
+from progeo.remote_files import RemotePath
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,11 @@ class Imported:
 
 
 def _table(
-    source: Path, *, images: Path | None = None, columns: Mapping[str, str] | None = None, path: str | None = None
+    source: Path,
+    *,
+    images: Path | RemotePath | None = None,
+    columns: Mapping[str, str] | None = None,
+    path: str | None = None,
 ) -> Imported:
     return Imported({"": read_table(source, images or source.parent, columns=columns, path=path)})
 

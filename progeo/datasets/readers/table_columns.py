@@ -3,7 +3,7 @@
 import logging
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from progeo.datasets.readers.mapped_tables import joined, pieces_of
 from progeo.datasets.readers.table_files import read_columns
 from progeo.places.paths import portable_names
+from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -83,14 +85,16 @@ class ImageTable:
         _LOGGER.warning(f"%s: {sentence}%s", self.file, count, self.name(int(rows.argmax())), more)
 
 
-def open_table(file: Path, images: Path, given: Mapping[str, str], template: str | None) -> ImageTable:
+def open_table(file: Path, images: Path | RemotePath, given: Mapping[str, str], template: str | None) -> ImageTable:
     """Read a table and find its columns; the arguments are those of `read_table`.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: a column is missing, duplicated or contradicted by another, or an image has no path.
     """
-    table = read_columns(file, _TEXTS)
+    known = {*(name for names in _NAMES.values() for name in names), *_fields(_GSV_CITIES)}
+    used = {*given.values(), *_fields(template or "")}
+    table = read_columns(file, _TEXTS, lambda name: name in used or _called(name) in known)
     if not table.num_rows:
         raise ValueError(f"{file} has no rows.")
     if unknown := given.keys() - _NAMES.keys():
@@ -102,23 +106,39 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
         found |= {"latitude": [], "longitude": []}
     columns = {name: _column(table, file, name, names) for name, names in found.items() if names}
     called = {name: names[0] for name, names in found.items() if names}
-    if not found["path"] and template is None and set(re.findall(r"{(\w+)", _GSV_CITIES)) <= set(table.column_names):
+    if not found["path"] and template is None and _fields(_GSV_CITIES) <= set(table.column_names):
         template = _GSV_CITIES
-    if template is not None:
-        columns["path"] = _paths_from(template, table, file)
-    if "path" not in columns:
+    if template is None and "path" not in columns:
         raise ValueError(
             f"{file} needs a column path; it has {', '.join(table.column_names)}. Say which one it is with `columns` "
             f"path=NAME, or how to put paths together from columns, such as `path` '{{NAME}}.jpg'."
         )
-    paths = _texts(columns["path"], "path", file)
-    empty = pc.equal(paths, "").to_numpy()
-    if empty.any():
-        raise ValueError(f"{file}: row {int(empty.argmax()) + 1} has no path.")
-    return ImageTable(file, columns, called, portable_names(paths, images))
+    held = pa.table({"path": columns["path"]}) if template is None else table
+    paths = joined(_paths(held, file, images, template))["path"]
+    return ImageTable(file, columns, called, paths)
 
 
-def read_image_texts(file: Path, images: Path, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+def _paths(table: pa.Table, file: Path, images: Path | RemotePath, template: str | None) -> Iterator[pa.Table]:
+    """Yield the paths of images relative to their folder in pieces, from the column `path` or by a template."""
+    first_row = 1
+    for piece in pieces_of(table):
+        if template is None:
+            paths = _texts(piece["path"], "path", file)
+        else:
+            paths = _paths_from(template, piece, file, first_row)
+        empty = pc.equal(paths, "").to_numpy()
+        if empty.any():
+            raise ValueError(f"{file}: row {int(empty.argmax()) + first_row} has no path.")
+        yield pa.table({"path": portable_names(paths, images)})
+        first_row += len(piece)
+
+
+def _fields(template: str) -> set[str]:
+    """Return the names of the columns that a template of paths is made from."""
+    return set(re.findall(r"{(\w+)", template))
+
+
+def read_image_texts(file: Path, images: Path | RemotePath, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Read the paths of images relative to `images`, and a column of texts, "" where it is blank.
 
     Raises:
@@ -139,13 +159,17 @@ def _candidates(table: pa.Table, file: Path, synonyms: tuple[str, ...], given: s
     """List the table's names for a column, best match first."""
     if given is not None:
         return [given]
-    named = [(name, name.strip().lower().replace(" ", "_")) for name in table.column_names]
+    named = [(name, _called(name)) for name in table.column_names]
     return [
         name
         for synonym in synonyms
         for name, called in named
         if called == synonym and not _is_way_up(table, file, name)
     ]
+
+
+def _called(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
 
 
 def _is_way_up(table: pa.Table, file: Path, name: str) -> bool:
@@ -191,8 +215,8 @@ def _only(table: pa.Table, file: Path, name: str) -> pa.ChunkedArray:
     raise ValueError(f"{file} has no column {name}; it has {', '.join(table.column_names)}.")
 
 
-def _paths_from(template: str, table: pa.Table, file: Path) -> pa.ChunkedArray:
-    """Build paths from a template such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`."""
+def _paths_from(template: str, table: pa.Table, file: Path, first_row: int) -> pa.ChunkedArray:
+    """Build paths from a template such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`; the rows count from the first."""
     parts: list[pa.ChunkedArray | pa.Scalar] = []
     try:
         fields = list(string.Formatter().parse(template))
@@ -211,7 +235,8 @@ def _paths_from(template: str, table: pa.Table, file: Path) -> pa.ChunkedArray:
         values = _texts(_only(table, file, name), name, file)
         missing = pc.equal(values, "").to_numpy()
         if missing.any():
-            raise ValueError(f"{file}: row {int(missing.argmax()) + 1} has no {name}, which its path is made of.")
+            row = int(missing.argmax()) + first_row
+            raise ValueError(f"{file}: row {row} has no {name}, which its path is made of.")
         parts.append(pc.utf8_lpad(values, int(width[1]), "0") if width[1] else values)
     return pc.binary_join_element_wise(*parts, pa.scalar("", pa.large_string()))
 

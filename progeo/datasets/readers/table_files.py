@@ -1,15 +1,18 @@
 """Table files as columns: CSV as written by spreadsheets and programs, Parquet, and GeoJSON points."""
 
 import csv
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
 from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+import pyarrow.dataset as pa_dataset
+import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 
+from progeo.datasets.readers.mapped_tables import ROWS_AT_ONCE, joined
 from progeo.files import read_json
 from progeo.printable import first_line, printable
 
@@ -19,7 +22,7 @@ _MIN_MEMORY, _MEMORY_PER_BYTE = 2**30, 64
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_columns(file: Path, texts: Set[str]) -> pa.Table:
+def read_columns(file: Path, texts: Set[str], needs: Callable[[str], bool] = bool) -> pa.Table:
     """Read a table; all columns of a CSV are texts, unchanged, because 0001 and 1 are different names.
 
     A CSV may be delimited by commas, semicolons or tabs, whichever gives most columns in its first line, and encoded in
@@ -27,16 +30,20 @@ def read_columns(file: Path, texts: Set[str]) -> pa.Table:
     Rows of delimiters only, as spreadsheets leave them at the end, are skipped.
 
     Args:
-        file: .csv, .tsv, .parquet or .geojson.
+        file: .csv, .tsv, .parquet or .geojson; or a folder of .parquet files at any depth, read in the order of their
+            paths, where folders called NAME=VALUE are a column, too.
         texts: names of columns, in lower case, that hold no numbers.
+        needs: returns whether a column of a folder of files is needed; the others are not read if any is.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file has another format or is corrupt.
     """
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"There is no table {file}.")
     try:
+        if file.is_dir():
+            return joined(_batches(file, needs))
         if file.suffix.lower() in (".csv", ".tsv"):
             return _read_csv(file, texts)
         if file.suffix.lower() == ".parquet":
@@ -47,7 +54,7 @@ def read_columns(file: Path, texts: Set[str]) -> pa.Table:
         raise ValueError(f"{file} cannot be read: {first_line(error)}.") from None
     if file.suffix.lower() == ".geojson":
         return _read_geojson(file)
-    raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
+    raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file, or a folder of .parquet files.")
 
 
 def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
@@ -104,6 +111,27 @@ def _read_parquet(file: Path) -> pa.Table:
     table = pa.table(decoded, table.column_names)
     table.validate(full=True)  # texts of a Parquet file may be no UTF-8
     return table
+
+
+def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
+    """Yield the rows of all Parquet files below a folder, in batches of the columns that any of them has.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file())
+    if not files:
+        raise ValueError(f"{folder}: a table is a file, or a folder of .parquet files, and there is none in it.")
+    options = pa_dataset.FileSystemFactoryOptions(partitioning_factory=pa_dataset.HivePartitioning.discover())
+    form = pa_dataset.ParquetFileFormat()
+    factory = pa_dataset.FileSystemDatasetFactory(pa_fs.LocalFileSystem(), files, form, options)
+    dataset = factory.finish(factory.inspect(promote_options="permissive"))
+    names = [field.name for field in dataset.schema if not pa.types.is_nested(field.type)]
+    needed = list(filter(needs, names)) or names
+    yield pa.table({name: pa.array([], dataset.schema.field(name).type) for name in needed})
+    for batch in dataset.to_batches(columns=needed, batch_size=ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1):
+        batch.validate(full=True)  # texts of a Parquet file may be no UTF-8
+        yield pa.Table.from_batches([batch])
 
 
 def _decoded_size(texts: pa.DictionaryArray) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from progeo.datasets.readers.mapped_tables import filtered
 from progeo.datasets.readers.table_columns import ImageTable, open_table
-from progeo.places.catalogue import Catalogue, check_files
+from progeo.places.catalogue import Catalogue, check_files, count_repeated
 from progeo.places.coordinates import (
     check_degrees,
     check_numbers,
@@ -22,6 +23,7 @@ from progeo.places.coordinates import (
     zones_apart,
 )
 from progeo.places.zones import parse_code, parse_zone
+from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 
@@ -38,14 +40,14 @@ class _Positions:
 
 
 def read_table(
-    file: Path, images: Path, *, columns: Mapping[str, str] | None = None, path: str | None = None
+    file: Path, images: Path | RemotePath, *, columns: Mapping[str, str] | None = None, path: str | None = None
 ) -> Catalogue:
     """Read a table of images; log a warning about rows without a position, which are skipped.
 
     Args:
-        file: .csv, .tsv, .parquet or .geojson (points). Columns: path, relative to `images`; latitude and longitude in
-            degrees or east and north in UTM meters; optionally zone (also as 23K, 23S or EPSG:32723), letter,
-            hemisphere, epsg, heading in degrees, condition and time.
+        file: .csv, .tsv, .parquet or .geojson (points), or a folder of .parquet files. Columns: path, relative to
+            `images`; latitude and longitude in degrees or east and north in UTM meters; optionally zone (also as 23K,
+            23S or EPSG:32723), letter, hemisphere, epsg, heading in degrees, condition and time.
         images: folder that the paths are relative to.
         columns: names of columns that have other names, such as `{"path": "photo"}`.
         path: template for paths from columns, such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`.
@@ -73,13 +75,12 @@ def read_table(
     if np.isfinite(positions.latitude).any():
         values |= {"latitude": positions.latitude, "longitude": positions.longitude}
     values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
-    catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(positions.east))))
+    catalogue = Catalogue(images, filtered(pa.table(values), np.isfinite(positions.east)))
     try:
         check_files(catalogue)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file}: {error}") from None
-    twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
-    if twice:
+    if twice := count_repeated(catalogue.table["path"]):
         _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")
     return catalogue
 
@@ -107,7 +108,9 @@ def _from_degrees(table: ImageTable) -> _Positions:
         positions = project(latitude, longitude, name=table.name)
     except ValueError as error:
         raise ValueError(f"{table.file}: {error}") from None
-    return _Positions(positions.east, positions.north, np.full(len(table), positions.zone), latitude, longitude)
+    return _Positions(
+        positions.east, positions.north, np.full(len(table), positions.zone, np.int8), latitude, longitude
+    )
 
 
 def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarray) -> None:
