@@ -175,6 +175,8 @@ class OpenedPart:
     folder: Path
     metadata: PartMetadata
     images: Catalogue
+    path_table: np.ndarray
+    """See `open_path_table`."""
     descriptors: np.ndarray
     """Float16 or float32 (n, D)."""
     index: faiss.Index | None
@@ -192,7 +194,7 @@ class OpenedPart:
         Returns:
             Pairs of a position in `paths` and a row, int64 (p,) each.
         """
-        wanted, rows = rows_of_hashes(self._path_table, hashes)
+        wanted, rows = rows_of_hashes(self.path_table, hashes)
         if not len(rows):
             return wanted, rows
         found = self.images.table["path"].take(rows).to_pylist()
@@ -213,9 +215,10 @@ class OpenedPart:
     def _cell_order(self) -> CellOrder:
         return build_cell_order(self.images.table["latitude"], self.images.table["longitude"])
 
-    @cached_property
-    def _path_table(self) -> np.ndarray:
-        return open_path_table(self.folder / PATHS, self.metadata.rows)
+
+def open_parts(folder: Path, metadata: IndexMetadata) -> list[OpenedPart]:
+    """Open the parts of an index; errors as of `open_part`."""
+    return [open_part(folder, part, metadata) for part in metadata.parts]
 
 
 def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> OpenedPart:
@@ -244,7 +247,7 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
             f"The files of {where} do not belong together: {part.rows:,} rows in index.json, {len(images):,} in "
             f"{CATALOGUE}, {descriptors.shape} {descriptors.dtype} in {DESCRIPTORS}. Build the index anew."
         )
-    return OpenedPart(where, part, images, descriptors, index, features)
+    return OpenedPart(where, part, images, open_path_table(where / PATHS, part.rows), descriptors, index, features)
 
 
 def _stored(path: Path) -> StoredFile:
