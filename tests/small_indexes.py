@@ -72,7 +72,8 @@ def contents(folder):
     assert found[kept].tolist() == kept.tolist()
     metadata = opened.metadata
     generation = {f"index_{metadata.generation}.json"} if metadata.generation else set()
-    assert {path.name for path in folder.iterdir()} == {"index.json", "model", *metadata.data_names, *generation}
+    names_there = {path.name for path in folder.iterdir()}
+    assert names_there == {"index.json", "model", *metadata.data_names, *generation}, names_there
     kept_names = [names[row] for row in kept]
     assert len(set(kept_names)) == len(kept_names) == metadata.images
     return dict(zip(kept_names, values[kept, :2].tolist(), strict=True))

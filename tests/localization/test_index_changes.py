@@ -199,8 +199,9 @@ def test_a_command_killed_at_any_moment_leaves_the_index_before_or_after(change,
         found = contents(at)
         assert found in (before, after)
         outcomes.append(found == after)
-        run(at)  # again
-        assert contents(at) == after
+        if found == before:
+            run(at)  # again
+            assert contents(at) == after
         if not was_killed:
             break
         shutil.rmtree(at)
