@@ -32,7 +32,15 @@ from progeo.localization.index_metadata import (
 )
 from progeo.localization.path_table import hashes_of, open_path_table, rows_of_hashes, write_path_table
 from progeo.localization.restriction import Restriction
-from progeo.localization.stored_files import OTHER_CONTENT, StoredFile, check_file, check_present, corrupt, stored_file
+from progeo.localization.stored_files import (
+    OTHER_CONTENT,
+    WHOLE_BYTES,
+    StoredFile,
+    check_file,
+    check_present,
+    corrupt,
+    stored_file,
+)
 from progeo.localization.verifying import extracted_features
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order, cell_range, reaches
@@ -259,7 +267,8 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
     for name, stored in part.files.items():
         if name != FEATURES:  # each row of which has a checksum of its own
             check_file(where / name, stored, folder)
-    images = open_images(where / CATALOGUE, where)
+    is_small = part.files[CATALOGUE].size <= WHOLE_BYTES
+    images = open_images(where / CATALOGUE, where, completely=is_small)
     descriptors = load_array(where / DESCRIPTORS, mapped=True)
     index = map_index(where / FAISS, probes=metadata.probes) if FAISS in part.files else None
     features = _open_features(where / FEATURES, part.files[FEATURES], folder) if FEATURES in part.files else None
@@ -290,13 +299,16 @@ def _open_features(path: Path, stored: StoredFile, folder: Path) -> FeatureFile:
     return features
 
 
-def open_images(file: Path, folder: Path) -> Catalogue:
+def open_images(file: Path, folder: Path, *, completely: bool = True) -> Catalogue:
     """Open the catalogue of a part.
+
+    Args:
+        completely: see `open_catalogue`.
 
     Raises:
         ValueError: the file is corrupt, or of other columns.
     """
-    catalogue = open_catalogue(file, folder)
+    catalogue = open_catalogue(file, folder, completely=completely)
     if tuple(catalogue.table.column_names) != COLUMNS:
         raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(COLUMNS)}.")
     return catalogue

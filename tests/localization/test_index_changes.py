@@ -141,7 +141,7 @@ def test_a_check_finds_what_opening_does_not_read(small_encoder, tmp_path, monke
     main(["index", "check", str(folder)])
     said = capsys.readouterr().err
     assert "300 images in 1 parts, 0.4 MB, 0 removed: all files are as they were written" in said
-    monkeypatch.setattr("progeo.localization.stored_files._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("progeo.localization.stored_files.WHOLE_BYTES", 1000)
     monkeypatch.setattr("progeo.localization.stored_files._SAMPLE_BYTES", 100)
     folder = small_index(tmp_path / "sampled", small_encoder, tmp_path, count=300)
     file = folder / "part_00000/descriptors.npy"
