@@ -130,8 +130,9 @@ def train_kind(database: Rows, kind: str) -> faiss.Index:
         num_lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
         if num_lists < 1:
             raise RuntimeError("it would have no list")
+        if isinstance(index, faiss.IndexIDMap):
+            raise RuntimeError("its rows have numbers of their own")
         _train(index, _sample(database, num_lists))
-        index.add(np.empty((0, database.width), np.float32))  # which fails for kinds that take no rows
     except RuntimeError as error:  # faiss raises nothing else
         raise ValueError(
             f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "
