@@ -1,0 +1,96 @@
+import http.server
+import threading
+
+import numpy as np
+import pytest
+from qdrant_server import qdrant_server
+
+from progeo.localization.engines.collection import Contents, Points
+from progeo.localization.engines.points import point_id
+from progeo.localization.engines.server import ServerCollection
+
+POINTS = Points([point_id("00" * 8, 7)], np.ones((1, 2), np.float32), [{"part": "00" * 8}])
+
+
+def collection(url, **options):
+    return ServerCollection(url, "city", waits_s=(0, 0), **options)
+
+
+def test_a_server_that_is_down_is_one_sentence_and_tried_again_as_often_as_said():
+    with pytest.raises(
+        ConnectionError, match=r"^The Qdrant server at http://127.0.0.1:1 cannot be reached \(.*refused"
+    ):
+        collection("http://127.0.0.1:1").contents()
+
+
+def test_a_server_that_is_overloaded_is_tried_again():
+    with qdrant_server(failures=[503, 429]) as (url, calls):
+        assert collection(url).contents() is None
+    assert calls == [("GET", "/exists")] * 3
+
+
+def test_a_call_that_fails_too_often_or_for_good_is_not_tried_again():
+    with qdrant_server(failures=[503, 502, 500]) as (url, calls):
+        with pytest.raises(ConnectionError, match="cannot be reached"):
+            collection(url).contents()
+        assert len(calls) == 3
+    with qdrant_server(failures=[422]) as (url, calls):
+        with pytest.raises(ValueError, match=r"refused a call for city: out of order\.$"):
+            collection(url).contents()
+        assert len(calls) == 1
+
+
+def test_the_key_is_read_from_the_environment_and_a_wrong_one_is_told(monkeypatch):
+    with qdrant_server(key="secret") as (url, _):
+        monkeypatch.setenv("QDRANT_API_KEY", "wrong")
+        with pytest.raises(
+            ValueError, match="refuses the key: set the environment variable QDRANT_API_KEY to one that"
+        ):
+            collection(url).contents()
+        monkeypatch.setenv("QDRANT_API_KEY", "secret")
+        mine = collection(url)
+        mine.create(2, owner="me", quantization="none")
+        assert mine.contents() == Contents(2, "me")
+        assert "secret" not in mine.place
+
+
+def test_a_url_with_a_key_is_refused():
+    with pytest.raises(ValueError, match="must hold no key: give it in the environment variable QDRANT_API_KEY"):
+        ServerCollection("https://me:secret@host:6333", "city")
+
+
+def test_a_collection_that_is_gone_is_told():
+    with (
+        qdrant_server() as (url, _),
+        pytest.raises(ValueError, match=r"^There is no collection city of the Qdrant server"),
+    ):
+        collection(url).upsert(POINTS)
+
+
+def test_a_collection_that_another_process_created_meanwhile_is_taken():
+    with qdrant_server(failures=[]) as (url, calls):
+        first, second = collection(url), collection(url)
+        first.create(2, owner="me", quantization="none")
+        second.create(2, owner="other", quantization="none")
+        assert second.contents() == Contents(2, "me")
+        assert calls.count(("PUT", "")) == 1
+
+
+def test_a_server_of_another_kind_is_told():
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Hello</html>")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    try:
+        with pytest.raises(ValueError, match="is it a Qdrant server, of about the same version"):
+            collection(f"http://127.0.0.1:{server.server_port}").contents()
+    finally:
+        server.shutdown()
+        server.server_close()
