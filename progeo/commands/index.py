@@ -74,7 +74,7 @@ def add_to_index(
         mixed_precision: Precision of the encoder.
     """
     from progeo.engine.accelerator import start_accelerator
-    from progeo.localization.building import add_to_place_index
+    from progeo.localization.adding import add_to_place_index
 
     accelerator = start_accelerator(mixed_precision)
     with _changing(index, cache, accelerator):

@@ -213,6 +213,13 @@ def check_searchable(path: Path) -> None:
 
 def build_index(database: Rows, kind: str) -> faiss.Index:
     """Train an index on a sample of a database and fill it; `kind` and errors as for `open_or_build_index`."""
+    index = train_index(database, kind)
+    add_to_index(index, database)
+    return index
+
+
+def train_index(database: Rows, kind: str) -> faiss.Index:
+    """Train an index on a sample of a database, without filling it; see `build_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _MAX_TRAINING)).astype(np.int64))
     try:
         if _CRASHES.search(kind):
@@ -221,7 +228,6 @@ def build_index(database: Rows, kind: str) -> faiss.Index:
         if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
             raise RuntimeError("it would have no list")
         index.train(database.take(sample).astype(np.float32))
-        add_to_index(index, database)
     except RuntimeError as error:  # faiss raises nothing else
         raise ValueError(
             f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "

@@ -185,9 +185,9 @@ class ShardedRows:
 
 @dataclass(frozen=True)
 class ReorderedRows:
-    """Rows that are not excluded, in another order."""
+    """Rows in another order, or some of them."""
 
-    rows: ShardedRows
+    rows: Rows
     order: np.ndarray
     """Positions in `rows`, int64 (N,)."""
 

@@ -25,7 +25,8 @@ from progeo.localization.confidence import (
     confidences_beyond_chance,
     held_out_confidences,
 )
-from progeo.localization.index_folder import IndexMetadata, commit, finish_update
+from progeo.localization.index_folder import commit, finish_update
+from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
 from progeo.localization.verifying import Verifier, build_verifier
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -68,9 +69,9 @@ def calibrate_place_index(
             f"`faiss` cells or for example IVF1024,Flat."
         )
     verifier = None if matcher is None else build_verifier(index, matcher)
-    if num_unknown := int((~has_position(index.catalogue)).sum()):
+    if num_unknown := int((~has_position(index.images)).sum()):
         raise ValueError(
-            f"{num_unknown:,} of {len(index.catalogue):,} images of {index_folder} have no position, so that matches "
+            f"{num_unknown:,} of {index.metadata.images:,} images of {index_folder} have no position, so that matches "
             f"cannot be checked: build the index of images with positions."
         )
     photos = read_catalogue(folder)

@@ -11,7 +11,7 @@ from progeo.evaluation.search import Neighbors
 from progeo.localization.adaptive import is_uncertain
 from progeo.localization.extraction import extract_photos
 from progeo.localization.localizations import Localization, Match
-from progeo.localization.stores import Restriction
+from progeo.localization.restriction import Restriction
 from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
 from progeo.verification.matchers import Pair

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -10,22 +11,12 @@ import faiss
 import numpy as np
 
 from progeo.evaluation.cell_index import Cells, cell_neighbors
-from progeo.evaluation.row_search import RowSearch
-from progeo.evaluation.search import Neighbors, index_neighbors
+from progeo.evaluation.parts import Part, Parts
+from progeo.evaluation.search import Neighbors
 from progeo.features.store import Rows
+from progeo.localization.part_files import OpenedPart
+from progeo.localization.restriction import Restriction
 from progeo.places.catalogue import Catalogue
-from progeo.places.cell_order import CellOrder, build_cell_order
-from progeo.places.nearby import HeadingRange, Near, check_known, looks_toward
-
-
-@dataclass(frozen=True)
-class Restriction:
-    """What all rows that a search may find have in common."""
-
-    near: Near | None = None
-    """They lie within this circle, inclusive; None for anywhere. Rows without a position lie in no circle."""
-    heading: HeadingRange | None = None
-    """They look in one of these directions, inclusive, or their heading is unknown; None for any."""
 
 
 class DescriptorStore(Protocol):
@@ -83,10 +74,11 @@ class DescriptorWriter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LocalStore:
-    """Descriptors in the folder of a place index."""
+    """Descriptors in the folder of a place index, in parts."""
 
-    index: faiss.Index
-    catalogue: Catalogue
+    parts: Sequence[OpenedPart]
+    removed: np.ndarray
+    """Rows that are not found, sorted, int64 (r,)."""
     folder: Path
     cells: Cells | None = None
     """The cells that are its lists; None if its lists are no cells."""
@@ -94,7 +86,8 @@ class LocalStore:
     @cached_property
     def num_lists(self) -> int:
         """Number of inverted lists; 0 if there are none."""
-        return getattr(faiss.try_extract_index_ivf(self.index), "nlist", 0)
+        index = self.parts[0].index
+        return 0 if index is None else getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
 
     def search(
         self,
@@ -107,46 +100,53 @@ class LocalStore:
         cell_queries: np.ndarray | None = None,
     ) -> Neighbors:
         """Search as `DescriptorStore.search` says."""
-        count = min(count, len(self.catalogue))
+        queries, count = np.ascontiguousarray(queries, np.float32), min(count, self.count() or 1)
         if isinstance(among, Restriction):
-            return self._row_search.neighbors_among(self.rows_of(among), queries, count)
+            return self._rows.neighbors_among(self.rows_of(among), queries, count)
         if among is not None:
             pairs = zip(map(self.rows_of, among), queries, strict=True)
-            found = [self._row_search.neighbors_among(rows, query[None], count) for rows, query in pairs]
+            found = [self._rows.neighbors_among(rows, query[None], count) for rows, query in pairs]
             both = ((one.rows, one.distances) for one in found)
             return Neighbors(*(np.concatenate(each) for each in zip(*both, strict=True)))
-        if self.cells is not None:
-            return cell_neighbors(
-                self.index,
-                queries,
-                count,
-                probes=probes,
-                quantizer=self.cells.quantizer,
-                quantizer_queries=cell_queries,
-            ).neighbors
-        if self.num_lists:
-            faiss.extract_index_ivf(self.index).nprobe = probes
-        return index_neighbors(self.index, queries, count)
+        if self.cells is None:
+            return self._rows.neighbors(queries, count, probes=probes, refine=refine)
+        return cell_neighbors(
+            [part.index for part in self.parts],
+            queries,
+            count,
+            probes=probes,
+            quantizer=self.cells.quantizer,
+            quantizer_queries=cell_queries,
+            removed=[part.removed for part in self._rows.parts],
+        ).neighbors
 
     def count(self, among: Restriction | None = None) -> int:
         """Return the number of rows that a search can find."""
-        return len(self.catalogue) if among is None else len(self.rows_of(among))
+        if among is None:
+            return len(self._rows) - len(self.removed)
+        return int((~np.isin(self.rows_of(among), self.removed)).sum())
 
     def rows_of(self, among: Restriction) -> np.ndarray:
-        """Find the rows that a restriction allows: sorted, int64 (n,)."""
-        rows = np.arange(len(self.catalogue)) if among.near is None else self._cell_order.rows_within(among.near)
-        if among.heading is None:
-            return rows
-        headings = self.catalogue.heading
-        check_known(headings, "heading", self.folder, name="heading")
-        return rows[looks_toward(headings[rows], among.heading)]
+        """Find the rows that a restriction allows, with those that are removed: sorted, int64 (n,).
+
+        Raises:
+            ValueError: no position or heading is known in the index.
+        """
+        if among.near is not None and not any(part.metadata.num_degrees for part in self.parts):
+            raise self._unknown("near", "latitude and longitude")
+        if among.heading is not None and not any(part.metadata.num_headings for part in self.parts):
+            raise self._unknown("heading", "heading")
+        starts = self._rows.starts.tolist()
+        found = [part.rows_of(among) + start for part, start in zip(self.parts, starts, strict=False)]
+        return np.concatenate(found)
+
+    def _unknown(self, name: str, what: str) -> ValueError:
+        return ValueError(f"`{name}` cannot be used: no {what} is known in {self.folder}. Leave it out.")
 
     @cached_property
-    def _cell_order(self) -> CellOrder:
-        degrees = self.catalogue.table["latitude"], self.catalogue.table["longitude"]
-        check_known(degrees[0].to_numpy(), "latitude and longitude", self.folder, name="near")
-        return build_cell_order(*degrees)
-
-    @cached_property
-    def _row_search(self) -> RowSearch:
-        return RowSearch(self.index)
+    def _rows(self) -> Parts:
+        starts = np.cumsum([0, *(part.metadata.rows for part in self.parts)])
+        bounds = np.searchsorted(self.removed, starts).tolist()
+        ranges = zip(pairwise(bounds), starts.tolist(), strict=False)
+        removed = [self.removed[slice(*each)] - start for each, start in ranges]
+        return Parts([Part(part.descriptors, part.index, gone) for part, gone in zip(self.parts, removed, strict=True)])
