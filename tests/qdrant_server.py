@@ -52,12 +52,13 @@ _CALLS = {
 
 
 @contextmanager
-def qdrant_server(*, key=None, failures=()):
+def qdrant_server(*, key=None, failures=(), metadata=True):
     """Serve; gives its URL and the (method, path) of all calls so far.
 
     Args:
         key: the API key without which it refuses calls.
         failures: status codes of its first answers.
+        metadata: whether it stores metadata of collections.
     """
     client, calls, left = QdrantClient(":memory:"), [], list(failures)
     lock = threading.Lock()
@@ -69,6 +70,9 @@ def qdrant_server(*, key=None, failures=()):
             content = self.rfile.read(int(self.headers.get("content-length", 0)))
             path = re.fullmatch(r"/collections/([^/?]+)([^?]*).*", self.path)
             calls.append((self.command, path[2]))
+            body = json.loads(content or "null")
+            if not metadata and body:
+                body.pop("metadata", None)
             status, result = 200, None
             with lock:
                 if left:
@@ -77,18 +81,18 @@ def qdrant_server(*, key=None, failures=()):
                     status, result = 401, "wrong key"
                 else:
                     try:
-                        found = _CALLS[self.command, path[2]](client, path[1], json.loads(content or "null"))
+                        found = _CALLS[self.command, path[2]](client, path[1], body)
                         result = getattr(found, "model_dump", lambda **_: found)(mode="json")
                     except ValueError as error:
                         status, result = 404 if "not found" in str(error) else 400, str(error)
             answer = {"result": result, "status": "ok", "time": 0.0}
             if status != 200:
                 answer = {"status": {"error": result}, "time": 0.0}
-            body = json.dumps(answer).encode()
+            text = json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("content-length", str(len(body)))
+            self.send_header("content-length", str(len(text)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(text)
 
         do_GET = do_PUT = do_POST = answer
 

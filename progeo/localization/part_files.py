@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -17,7 +17,7 @@ from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells
 from progeo.evaluation.search import load_index, map_index, save_index
-from progeo.features.store import Rows, load_array
+from progeo.features.store import ReorderedRows, Rows, load_array
 from progeo.image_files import Orientation
 from progeo.localization.index_metadata import (
     CATALOGUE,
@@ -36,6 +36,9 @@ from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order, cell_range, reaches
 from progeo.places.nearby import looks_toward
 from progeo.verification.feature_file import FeatureFile, StoredFeatures, open_feature_file, write_feature_file
+
+if TYPE_CHECKING:
+    from progeo.localization.stores import DescriptorWriter
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 _VALUES_AT_ONCE = 2**24
@@ -72,6 +75,8 @@ class PartFormat:
     """Maximum number of rows of a part."""
     orientation: Orientation | None = None
     """How images are rotated for their local features; None if parts hold none."""
+    writer: "DescriptorWriter | None" = None
+    """Stores descriptors elsewhere; None if parts hold them."""
 
     def cuts(self, count: int) -> list[tuple[int, int]]:
         """Divide rows into the ranges of parts of about equal size."""
@@ -107,13 +112,17 @@ def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartF
     images = rows.images(first, last)
     images.save(folder / CATALOGUE)
     write_path_table(folder / PATHS, images.table["path"])
-    _write_descriptors(folder, rows, bounds, form)
+    if form.writer is None:
+        _write_descriptors(folder, rows, bounds, form)
     if form.orientation is not None:
         features = rows.features or (lambda *_: extracted_features(images, form.orientation or "exif"))
         write_feature_file(file := folder / FEATURES, features(first, last))
         if num_missing := open_feature_file(file).table["features"].null_count:
             LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
-    return part_metadata(folder, images, form.encoder)
+    metadata = part_metadata(folder, images, form.encoder)
+    if form.writer is not None:
+        form.writer.add(metadata.engine_id, ReorderedRows(rows.descriptors, np.arange(first, last)), images)
+    return metadata
 
 
 def part_metadata(folder: Path, images: Catalogue, encoder: Mapping[str, Any]) -> PartMetadata:
@@ -175,12 +184,18 @@ class OpenedPart:
     folder: Path
     metadata: PartMetadata
     images: Catalogue
-    descriptors: np.ndarray
-    """Float16 or float32 (n, D)."""
+    descriptors: np.ndarray | None
+    """Float16 or float32 (n, D); None if an engine holds them."""
     index: faiss.Index | None
     """Its compressed index; None if rows are compared exactly."""
     features: FeatureFile | None
     """Local features of the images; None if they are not stored."""
+
+    @property
+    def stored_descriptors(self) -> np.ndarray:
+        """The descriptors of a part that holds them."""
+        assert self.descriptors is not None, f"an engine holds the descriptors of {self.folder}"
+        return self.descriptors
 
     def rows_of_paths(self, paths: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find images by their paths.
@@ -233,18 +248,24 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
         if name != FEATURES:  # each row of which has a checksum of its own
             check_file(where / name, stored, folder)
     images = open_images(where / CATALOGUE, where)
-    descriptors = load_array(where / DESCRIPTORS, mapped=True)
+    descriptors = load_array(where / DESCRIPTORS, mapped=True) if DESCRIPTORS in part.files else None
     index = map_index(where / FAISS, probes=metadata.probes) if FAISS in part.files else None
     features = _open_features(where / FEATURES, part.files[FEATURES], folder) if FEATURES in part.files else None
-    widths = {descriptors.shape[1] if descriptors.ndim == 2 else 0, descriptors.shape[1] if index is None else index.d}
-    counts = {len(images), len(descriptors), part.rows, part.rows if index is None else index.ntotal}
+    counts = {len(images), part.rows, part.rows if index is None else index.ntotal}
     counts.add(part.rows if features is None else len(features))
-    if len(counts) > 1 or len(widths) > 1 or descriptors.dtype not in (np.float16, np.float32):
+    sound = descriptors is None or _are_descriptors(descriptors, part.rows, None if index is None else index.d)
+    if len(counts) > 1 or not sound:
+        shown = "" if descriptors is None else f", {descriptors.shape} {descriptors.dtype} in {DESCRIPTORS}"
         raise ValueError(
             f"The files of {where} do not belong together: {part.rows:,} rows in index.json, {len(images):,} in "
-            f"{CATALOGUE}, {descriptors.shape} {descriptors.dtype} in {DESCRIPTORS}. Build the index anew."
+            f"{CATALOGUE}{shown}. Build the index anew."
         )
     return OpenedPart(where, part, images, descriptors, index, features)
+
+
+def _are_descriptors(values: np.ndarray, count: int, width: int | None) -> bool:
+    is_matrix = values.ndim == 2 and values.dtype in (np.float16, np.float32) and len(values) == count
+    return is_matrix and width in (None, values.shape[1])
 
 
 def _stored(path: Path) -> StoredFile:

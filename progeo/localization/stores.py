@@ -71,6 +71,9 @@ class DescriptorWriter(Protocol):
     def remove(self, rows: Mapping[str, np.ndarray]) -> None:
         """Forget rows, once a generation has marked them as removed: int64 (r,) by the identifier of their part."""
 
+    def keep_committed(self, folder: Path) -> None:
+        """Forget parts that no generation of the index in a folder names, and that no other command writes."""
+
 
 @dataclass(frozen=True, eq=False)
 class LocalStore:
@@ -132,16 +135,10 @@ class LocalStore:
         Raises:
             ValueError: no position or heading is known in the index.
         """
-        if among.near is not None and not any(part.metadata.num_degrees for part in self.parts):
-            raise self._unknown("near", "latitude and longitude")
-        if among.heading is not None and not any(part.metadata.num_headings for part in self.parts):
-            raise self._unknown("heading", "heading")
+        among.check_known([part.metadata for part in self.parts], self.folder)
         starts = self._rows.starts.tolist()
         found = [part.rows_of(among) + start for part, start in zip(self.parts, starts, strict=False)]
         return np.concatenate(found)
-
-    def _unknown(self, name: str, what: str) -> ValueError:
-        return ValueError(f"`{name}` cannot be used: no {what} is known in {self.folder}. Leave it out.")
 
     @cached_property
     def _rows(self) -> Parts:
@@ -149,4 +146,5 @@ class LocalStore:
         bounds = np.searchsorted(self.removed, starts).tolist()
         ranges = zip(pairwise(bounds), starts.tolist(), strict=False)
         removed = [self.removed[slice(*each)] - start for each, start in ranges]
-        return Parts([Part(part.descriptors, part.index, gone) for part, gone in zip(self.parts, removed, strict=True)])
+        parts = zip(self.parts, removed, strict=True)
+        return Parts([Part(part.stored_descriptors, part.index, gone) for part, gone in parts])

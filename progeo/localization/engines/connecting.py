@@ -1,6 +1,9 @@
 """Find the collection of a place index: its metadata, and where the engine is."""
 
+import hashlib
+import json
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +28,8 @@ class EngineMetadata:
     collection: str
     """Name of the collection of a server; empty for a folder, which has one."""
     owner: str
-    """Identifier of the place index in the collection."""
+    """Identifier of the place index in the collection: of the machine and folder that it was built in, and its
+    encoder, so that a command that was killed resumes."""
     quantization: Quantization = "none"
 
 
@@ -64,11 +68,11 @@ _KINDS: Mapping[str, _Kind] = {
 """Ways to reach an engine, by the scheme of its URL; a folder has none."""
 
 
-def engine_metadata(options: EngineOptions, out: Path, owner: str) -> EngineMetadata | None:
+def engine_metadata(options: EngineOptions, out: Path, encoder: str) -> EngineMetadata | None:
     """Return the engine of a new place index in the folder `out`; None for none.
 
     Args:
-        owner: see `EngineMetadata`.
+        encoder: fingerprint of its encoder.
 
     Raises:
         ValueError: options contradict each other, or the URL is none.
@@ -85,6 +89,8 @@ def engine_metadata(options: EngineOptions, out: Path, owner: str) -> EngineMeta
     name = _NOT_IN_NAMES.sub("_", options.engine_collection or out.resolve().name) if kind.has_names else ""
     if url and not kind.has_names:
         url = str(Path(url).resolve())
+    made_from = json.dumps([socket.gethostname(), str(out.resolve()), encoder])
+    owner = hashlib.sha256(made_from.encode()).hexdigest()[:32]
     return EngineMetadata(options.engine, url, name, owner, options.engine_quantization)
 
 
@@ -101,6 +107,38 @@ def connect(engine: EngineMetadata, folder: Path) -> Collection:
     if find_spec(kind.module) is None:
         raise ValueError(f"The engine {engine.name} needs the package {kind.package}: pip install 'progeo[qdrant]'.")
     return kind.connect(engine, folder)
+
+
+def check_free(engine: EngineMetadata, folder: Path, *, width: int) -> None:
+    """Check that the collection of a new place index can be created, or was by a command that was killed.
+
+    Raises:
+        ConnectionError: the engine cannot be reached.
+        ValueError: the collection is that of another index, or its client is not installed.
+    """
+    collection = connect(engine, folder)
+    if collection.contents() is not None:
+        check_owner(collection, engine, width=width)
+
+
+def check_owner(collection: Collection, engine: EngineMetadata, *, width: int | None = None) -> None:
+    """Check that a collection is that of a place index.
+
+    Args:
+        width: dimensions of its descriptors; None for any.
+
+    Raises:
+        ValueError: it is gone, that of another index, or has other dimensions.
+    """
+    held, place = collection.contents(), collection.place
+    if held is None:
+        raise ValueError(f"There is no {place.removeprefix('the ')}: restore it, or build the index anew.")
+    if held.owner != engine.owner:
+        raise ValueError(
+            f"{place} is that of another place index or encoder: name another with `engine_collection`, or delete it."
+        )
+    if width not in (None, held.width):
+        raise ValueError(f"{place} has {held.width} dimensions, and the descriptors {width}: build the index anew.")
 
 
 def _kind(url: str) -> _Kind:

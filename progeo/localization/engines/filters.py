@@ -4,7 +4,7 @@ from collections.abc import Collection as Several
 from typing import Any
 
 from progeo.localization.engines.collection import Collection
-from progeo.localization.stores import Restriction
+from progeo.localization.restriction import Restriction
 from progeo.places.nearby import HeadingRange, Near
 
 _MARGIN_M = 1e-6

@@ -19,9 +19,10 @@ class EngineOptions:
     """Engine that stores and searches the descriptors: qdrant is a Qdrant server, or Qdrant Edge, which runs in this
     process. pip install 'progeo[qdrant]' installs its client. null stores them in the place index itself."""
     engine_url: str | None = None
-    """Where the engine is. http://HOST:6333 or https://HOST:6333 is a server, whose API key is read from the
-    environment variable QDRANT_API_KEY; a folder is one of Qdrant Edge, which one process at a time can open; :memory:
-    is the memory of this process, for tests. null is Qdrant Edge in the folder of the place index."""
+    """Where the engine is. http://HOST:6333 or https://HOST:6333 is a server; the API key is read from the environment
+    variable QDRANT_API_KEY, and sent only to the server that QDRANT_URL names. A folder is one of Qdrant Edge, which
+    one process at a time can open; :memory: is the memory of this process, for tests. null is Qdrant Edge in the folder
+    of the place index."""
     engine_collection: str | None = None
     """Name of the collection of a server, which holds this index only. null takes the name of the folder of the place
     index."""

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from functools import cache, cached_property
+from json import JSONDecodeError
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -13,12 +14,15 @@ import numpy as np
 from progeo.localization.engines.collection import PAYLOAD_INDEXES, Contents, Hit, Points
 from progeo.localization.engines.options import MEMORY, Quantization
 
-KEY_VARIABLE = "QDRANT_API_KEY"
+KEY_VARIABLE, URL_VARIABLE = "QDRANT_API_KEY", "QDRANT_URL"
+"""Environment variables of the API key, and of the only server that it is sent to: an index of others may name any."""
 _TIMEOUT_S = 60
 _WAITS_S = (0.5, 2.0, 8.0)
 """Seconds between tries of a call that fails because the server is not reached or overloaded."""
 _OVERLOADED = (408, 429, 500, 502, 503, 504)
 _NOT_ALLOWED = (401, 403)
+_NO_ANSWER = (JSONDecodeError, AssertionError)
+"""What `qdrant-client` raises where an answer is none of Qdrant."""
 _MAX_PARTS = 100_000
 _OWNER = "progeo_index"
 
@@ -80,6 +84,8 @@ class ServerCollection:
             except ValueError:
                 if self.contents() is None:  # another process did not create it meanwhile
                     raise
+        if self.contents() == Contents(width, ""):
+            raise ValueError(f"{self._server} stores no metadata of collections: take Qdrant 1.16 or later.")
         for field, kind in {} if self._is_memory else PAYLOAD_INDEXES.items():
             self._call("create_payload_index", field, models.PayloadSchemaType(kind.lower()))
 
@@ -138,7 +144,8 @@ class ServerCollection:
             return _memory()
         from qdrant_client import QdrantClient
 
-        key = os.environ.get(KEY_VARIABLE)
+        is_theirs = os.environ.get(URL_VARIABLE, "").rstrip("/") == self.url.rstrip("/")
+        key = os.environ.get(KEY_VARIABLE) if is_theirs else None
         return QdrantClient(url=self.url, api_key=key, timeout=_TIMEOUT_S, check_compatibility=False)
 
     def _quantization(self, quantization: Quantization) -> Any:
@@ -167,7 +174,7 @@ class ServerCollection:
         for wait in (*self._waits_s, None):
             try:
                 return getattr(self._client, name)(self.name, *arguments, **named)
-            except (ResponseHandlingException, UnexpectedResponse, ResourceExhaustedResponse) as error:
+            except (ResponseHandlingException, UnexpectedResponse, ResourceExhaustedResponse, *_NO_ANSWER) as error:
                 found = self._in_words(error)
                 if wait is None or not isinstance(found, ConnectionError):
                     raise found from None
@@ -177,16 +184,15 @@ class ServerCollection:
     def _in_words(self, error: Exception) -> ConnectionError | ValueError:
         """Return the error of a call of `qdrant-client` as one sentence."""
         status, source = getattr(error, "status_code", None), getattr(error, "source", None)
-        if type(source).__name__ == "ValidationError":  # of pydantic
-            from qdrant_client import __name__ as name
-
+        if isinstance(source or error, _NO_ANSWER) or type(source).__name__ == "ValidationError":  # of pydantic
             return ValueError(
-                f"{self.url} answers otherwise than {name} expects: is it a Qdrant server, of about the same version?"
+                f"{self.url} does not answer as Qdrant does: is it the address of a Qdrant server of about the version "
+                f"of qdrant-client?"
             )
         if status in _NOT_ALLOWED:
             return ValueError(
-                f"{self._server} refuses the key: set the environment variable {KEY_VARIABLE} to one that may read "
-                f"and write {self.name}."
+                f"{self._server} refuses the key: set the environment variables {URL_VARIABLE} to {self.url}, and "
+                f"{KEY_VARIABLE} to a key that may read and write {self.name}."
             )
         if status == 404:
             return ValueError(f"There is no {self.place.removeprefix('the ')}: restore it, or build the index anew.")

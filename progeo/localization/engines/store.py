@@ -1,30 +1,24 @@
 """The descriptors of a place index in an engine."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors
-from progeo.features.store import Rows
 from progeo.localization.engines.collection import Collection, Hit
-from progeo.localization.engines.connecting import EngineMetadata
+from progeo.localization.engines.connecting import EngineMetadata, check_owner, connect
 from progeo.localization.engines.filters import filter_of
-from progeo.localization.engines.points import batch_size, batches, keys_and_rows, part_key, point_id
-from progeo.localization.stores import Restriction
-from progeo.places.catalogue import Catalogue
-from progeo.places.nearby import check_known
+from progeo.localization.engines.points import keys_and_rows, part_key
+from progeo.localization.index_metadata import IndexMetadata, PartMetadata
+from progeo.localization.restriction import Restriction
 
 _MIN_OVERSAMPLING = {"none": None, "int8": 2.0, "binary": 4.0}
 """Rows whose original descriptors are compared, as a multiple of the neighbors, by quantization: on 100,000 clustered
 rows of 256 dimensions, recall@1 against an exact search is then 1 (without, 0.94 and 0.87)."""
-_NEEDS = {"near": ("latitude and longitude", "latitude"), "heading": ("heading", "heading")}
-"""What each restriction needs to be known of images, in words, and its column."""
 _QUERIES_AT_ONCE = 64
-_POINTS_DELETED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +27,11 @@ class EngineStore:
 
     collection: Collection
     engine: EngineMetadata
-    parts: Mapping[str, int]
-    """Number of rows of each part of the catalogue in turn, by its identifier."""
+    parts: Sequence[PartMetadata]
     removed: np.ndarray
-    """Rows of the catalogue that are not found any more, sorted, int64 (r,)."""
-    catalogue: Catalogue
+    """Rows that are not found, sorted, int64 (r,)."""
     folder: Path
+    """Folder of the index."""
     is_exact: bool = False
     """Whether all points are compared in every search, which takes their number of steps."""
 
@@ -60,7 +53,7 @@ class EngineStore:
         """Search as `DescriptorStore.search` says; a search among restrictions compares all points they allow."""
         several = among if isinstance(among, Sequence) else [among or Restriction()] * len(queries)
         for each in several:
-            self._check_known(each)
+            each.check_known(self.parts, self.folder)
         count = min(count, self.count())
         oversampling = _MIN_OVERSAMPLING[self.engine.quantization]
         if oversampling is not None:
@@ -82,8 +75,8 @@ class EngineStore:
     def count(self, among: Restriction | None = None) -> int:
         """Return the number of rows that a search can find."""
         if among is None:
-            return sum(self.parts.values()) - len(self.removed)
-        self._check_known(among)
+            return int(self._bounds[-1]) - len(self.removed)
+        among.check_known(self.parts, self.folder)
         return self.collection.count(filter_of(self.collection, among, parts=self._starts))
 
     def check(self) -> None:
@@ -95,11 +88,10 @@ class EngineStore:
         """
         check_owner(self.collection, self.engine)
         held = self.collection.parts()
-        starts = np.cumsum([0, *self.parts.values()])
-        num_removed = np.diff(np.searchsorted(self.removed, starts)).tolist()
+        num_removed = np.diff(np.searchsorted(self.removed, self._bounds)).tolist()
         lacking = [
-            rows - removed - held.get(part_key(part), 0)
-            for (part, rows), removed in zip(self.parts.items(), num_removed, strict=True)
+            part.rows - removed - held.get(part_key(part.engine_id), 0)
+            for part, removed in zip(self.parts, num_removed, strict=True)
         ]
         if (num_lacking := sum(number for number in lacking if number > 0)) > 0:
             raise ValueError(
@@ -110,23 +102,13 @@ class EngineStore:
     @cached_property
     def _starts(self) -> dict[str, int]:
         """First row of each part by its key."""
-        starts = np.cumsum([0, *self.parts.values()]).tolist()
-        return {part_key(part): start for part, start in zip(self.parts, starts, strict=False)}
+        starts = zip(self.parts, self._bounds.tolist(), strict=False)
+        return {part_key(part.engine_id): start for part, start in starts}
 
     @cached_property
-    def _first_known(self) -> dict[str, np.ndarray]:
-        """First known value of each column, by the argument that needs it; NaN if there is none, (1,)."""
-        found = {}
-        for name, (_, column) in _NEEDS.items():
-            values = self.catalogue.table[column].to_numpy()
-            first = int(np.argmin(np.isnan(values))) if len(values) else 0
-            found[name] = values[first : first + 1]
-        return found
-
-    def _check_known(self, among: Restriction) -> None:
-        for name, (what, _) in _NEEDS.items():
-            if getattr(among, name) is not None:
-                check_known(self._first_known[name], what, self.folder, name=name)
+    def _bounds(self) -> np.ndarray:
+        """First row of each part, and the number of all rows, int64 (P + 1,)."""
+        return np.cumsum([0, *(part.rows for part in self.parts)])
 
     def _found(
         self,
@@ -164,72 +146,17 @@ class EngineStore:
         return Neighbors(*(np.take_along_axis(each, order, axis=1) for each in (rows, distances)))
 
 
-@dataclass(frozen=True)
-class EngineWriter:
-    """Stores the descriptors of new parts in an engine; see `DescriptorWriter`."""
-
-    collection: Collection
-    engine: EngineMetadata
-    encoder: str
-    """Fingerprint of the encoder."""
-
-    def add(self, part: str, rows: Rows, images: Catalogue) -> None:
-        """Store the rows of a part; those that a command stored before it was killed are not sent again.
-
-        Raises:
-            ConnectionError: the engine cannot be reached.
-            ValueError: the collection is that of another index or of descriptors of other dimensions, or the engine
-                refuses the points.
-        """
-        self.collection.create(rows.width, owner=self.engine.owner, quantization=self.engine.quantization)
-        check_owner(self.collection, self.engine, width=rows.width)
-        key, step = part_key(part), batch_size(rows.width)
-        stored = self._num_stored(key)
-        start = 0 if stored > len(rows) else stored // step * step
-        if start:
-            LOGGER.info("%s of %s images are in %s already", f"{start:,}", f"{len(rows):,}", self.collection.place)
-        for points in batches(key, rows, images, start=start, encoder=self.encoder):
-            self.collection.upsert(points)
-        if (stored := self._num_stored(key)) != len(rows):
-            raise ValueError(
-                f"{self.collection.place} holds {stored:,} of {len(rows):,} points that were sent to it: look at its "
-                f"log, and run this command again."
-            )
-        self.collection.finish()
-
-    def remove(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Delete rows of parts, once a generation has marked them as removed; a second time does no harm."""
-        for part, of_part in rows.items():
-            key = part_key(part)
-            for start in range(0, len(of_part), _POINTS_DELETED_AT_ONCE):
-                chosen = of_part[start : start + _POINTS_DELETED_AT_ONCE]
-                self.collection.delete_points([point_id(key, row) for row in chosen.tolist()])
-        self.collection.finish()
-
-    def keep_only(self, parts: Iterable[str]) -> None:
-        """Delete the points of all other parts, which commands that were killed have stored."""
-        for key in self.collection.parts().keys() - {part_key(part) for part in parts}:
-            self.collection.delete_part(key)
-
-    def _num_stored(self, key: str) -> int:
-        return self.collection.count(filter_of(self.collection, Restriction(), parts=[key]))
-
-
-def check_owner(collection: Collection, engine: EngineMetadata, *, width: int | None = None) -> None:
-    """Check that a collection is that of a place index.
+def open_engine_store(folder: Path, metadata: IndexMetadata, removed: np.ndarray) -> EngineStore:
+    """Connect to the engine of a place index, and check that it holds the descriptors of the index.
 
     Args:
-        width: dimensions of its descriptors; None for any.
+        folder: folder of the index.
+        removed: removed rows, sorted, int64 (r,).
 
     Raises:
-        ValueError: it is gone, that of another index, or has other dimensions.
+        ConnectionError, ValueError: see `EngineStore.check`; its client is not installed.
     """
-    held, place = collection.contents(), collection.place
-    if held is None:
-        raise ValueError(f"There is no {place.removeprefix('the ')}: restore it, or build the index anew.")
-    if held.owner != engine.owner:
-        raise ValueError(
-            f"{place} is that of another place index or encoder: name another with `engine_collection`, or delete it."
-        )
-    if width not in (None, held.width):
-        raise ValueError(f"{place} has {held.width} dimensions, and the descriptors {width}: build the index anew.")
+    assert metadata.engine is not None
+    store = EngineStore(connect(metadata.engine, folder), metadata.engine, metadata.parts, removed, folder)
+    store.check()
+    return store

@@ -10,8 +10,16 @@ from progeo.localization.engines.server import ServerCollection
 def test_a_collection_has_the_name_of_the_folder_in_letters_that_a_server_takes():
     options = EngineOptions(engine="qdrant", engine_url="http://host:6333")
     found = engine_metadata(options, Path("/data/Zürich 2024/city.index"), "me")
-    assert found == EngineMetadata("qdrant", "http://host:6333", "city.index", "me", "none")
+    assert found == EngineMetadata("qdrant", "http://host:6333", "city.index", found.owner, "none")
     assert engine_metadata(options, Path("/data/Zürich 2024"), "me").collection == "Z_rich_2024"
+
+
+def test_an_index_owns_its_collection_by_folder_and_encoder():
+    def owner(out, encoder):
+        return engine_metadata(EngineOptions(engine="qdrant"), Path(out), encoder).owner
+
+    assert owner("index", "one") == owner("./index", "one")
+    assert len({owner("index", "one"), owner("index", "two"), owner("other", "one")}) == 3
 
 
 def test_a_folder_is_stored_as_an_absolute_path_and_that_of_the_index_as_none(tmp_path, monkeypatch):

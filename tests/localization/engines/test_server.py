@@ -43,15 +43,29 @@ def test_a_call_that_fails_too_often_or_for_good_is_not_tried_again():
 def test_the_key_is_read_from_the_environment_and_a_wrong_one_is_told(monkeypatch):
     with qdrant_server(key="secret") as (url, _):
         monkeypatch.setenv("QDRANT_API_KEY", "wrong")
-        with pytest.raises(
-            ValueError, match="refuses the key: set the environment variable QDRANT_API_KEY to one that"
-        ):
+        monkeypatch.setenv("QDRANT_URL", url)
+        with pytest.raises(ValueError, match=f"refuses the key: set the environment variables QDRANT_URL to {url}"):
             collection(url).contents()
         monkeypatch.setenv("QDRANT_API_KEY", "secret")
         mine = collection(url)
         mine.create(2, owner="me", quantization="none")
         assert mine.contents() == Contents(2, "me")
         assert "secret" not in mine.place
+
+
+def test_the_key_is_sent_to_the_server_that_the_environment_names_only(monkeypatch):
+    monkeypatch.setenv("QDRANT_API_KEY", "secret")
+    with qdrant_server(key="secret") as (url, _):
+        monkeypatch.setenv("QDRANT_URL", "http://127.0.0.1:6333")
+        with pytest.raises(ValueError, match="refuses the key"):
+            collection(url).contents()
+        monkeypatch.setenv("QDRANT_URL", f"{url}/")
+        assert collection(url).contents() is None
+
+
+def test_a_server_that_stores_no_owner_is_too_old():
+    with qdrant_server(metadata=False) as (url, _), pytest.raises(ValueError, match=r"take Qdrant 1\.16 or later"):
+        collection(url).create(2, owner="me", quantization="none")
 
 
 def test_a_url_with_a_key_is_refused():
@@ -76,12 +90,13 @@ def test_a_collection_that_another_process_created_meanwhile_is_taken():
         assert calls.count(("PUT", "")) == 1
 
 
-def test_a_server_of_another_kind_is_told():
+@pytest.mark.parametrize("content", [b"<html>Hello</html>", b"{}", b'{"result": {"exists": "maybe"}}'])
+def test_a_server_of_another_kind_is_told(content):
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"<html>Hello</html>")
+            self.wfile.write(content)
 
         def log_message(self, *_):
             pass
@@ -89,7 +104,7 @@ def test_a_server_of_another_kind_is_told():
     server = http.server.HTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
-        with pytest.raises(ValueError, match="is it a Qdrant server, of about the same version"):
+        with pytest.raises(ValueError, match="does not answer as Qdrant does: is it the address"):
             collection(f"http://127.0.0.1:{server.server_port}").contents()
     finally:
         server.shutdown()

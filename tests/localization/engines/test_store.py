@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from qdrant_server import qdrant_server
 from progeo.localization.engines.connecting import connect, engine_metadata
 from progeo.localization.engines.options import EngineOptions
 from progeo.localization.engines.points import part_key
-from progeo.localization.engines.store import EngineStore, EngineWriter
-from progeo.localization.stores import Restriction
+from progeo.localization.engines.store import EngineStore
+from progeo.localization.engines.writer import EngineWriter
+from progeo.localization.index_metadata import PartMetadata
+from progeo.localization.restriction import Restriction
 from progeo.places.catalogue import Catalogue
 from progeo.places.nearby import HeadingRange, Near, haversine_m, looks_toward
 
@@ -65,18 +68,27 @@ def engine_of(url, folder, **options):
     return engine_metadata(given, folder / "index", "owner")
 
 
+def part(name, rows, **known):
+    known = {"num_degrees": rows, "num_headings": rows} | known
+    identifier = name.encode().hex().ljust(32, "0")
+    return PartMetadata("part_00000", identifier, rows, zones=(), num_positions=0, cells=None, files={}, **known)
+
+
+PARTS = {name: part(name, rows) for name, rows in SIZES.items()}
+BOTH = tuple(PARTS.values())
+
+
 def stored(engine, folder, rows=DESCRIPTORS):
     """A writer that has stored parts."""
     writer = EngineWriter(connect(engine, folder), engine, "encoder")
     for name, values in rows.items():
-        writer.add(name, Rows(values), CATALOGUES[name])
+        writer.add(PARTS[name].engine_id, Rows(values), CATALOGUES[name])
     return writer
 
 
-def opened(writer, parts=SIZES, removed=(), catalogue=CATALOGUE):
-    return EngineStore(
-        writer.collection, writer.engine, parts, np.array(removed, np.int64), catalogue, Path("index"), is_exact=True
-    )
+def opened(writer, parts=BOTH, removed=()):
+    removed = np.array(removed, np.int64)
+    return EngineStore(writer.collection, writer.engine, tuple(parts), removed, Path("index"), is_exact=True)
 
 
 @pytest.fixture(scope="module", params=[":memory:", "edge", pytest.param("server", marks=pytest.mark.slow)])
@@ -156,7 +168,7 @@ def test_each_query_has_its_own_restriction(writer):
 
 def test_removed_rows_and_parts_of_no_generation_are_not_found(writer):
     nearest_rows = nearest(np.arange(300), QUERIES[:1], 40)[0][0]
-    store = opened(writer, {"first": 300}, np.sort(nearest_rows[:30]), CATALOGUES["first"])
+    store = opened(writer, [PARTS["first"]], np.sort(nearest_rows[:30]))
     assert store.count() == 270
     found = store.search(QUERIES[:1], 10, probes=1, refine=0)
     assert found.rows[0].tolist() == nearest_rows[30:].tolist()
@@ -168,29 +180,33 @@ def test_a_search_for_more_rows_than_there_are_returns_those_there_are(writer):
 
 
 def test_points_know_their_image(writer):
-    assert writer.collection.parts() == {part_key(name): num for name, num in SIZES.items()}
+    assert writer.collection.parts() == {part_key(each.engine_id): each.rows for each in PARTS.values()}
 
 
-def test_a_killed_command_resumes_and_the_next_one_removes_what_another_left(url, tmp_path):
-    if "/" in url and "http" not in url:
-        url = str(tmp_path / "edge")
-    engine = engine_of(url, tmp_path)
-    random = np.random.default_rng(0)
-    values, catalogue = random.standard_normal((1200, 4)).astype(np.float32), images(1200, 7)
-    writer = EngineWriter(connect(engine, tmp_path), engine, "encoder")
-    writer.add("abandoned", Rows(values[:1]), catalogue.take(np.arange(1)))
-    begun = EngineWriter(connect(engine, tmp_path), engine, "encoder")
+def test_a_killed_command_resumes(url, tmp_path):
+    engine = engine_of(own_url(url, tmp_path), tmp_path)
+    values, catalogue = np.random.default_rng(0).standard_normal((1200, 4)).astype(np.float32), images(1200, 7)
+    writer, mine = EngineWriter(connect(engine, tmp_path), engine, "encoder"), part("mine", 1200)
     with pytest.raises(ZeroDivisionError):
-        begun.add("part", _Killed(values), catalogue)
-    writer.add("part", Rows(values, unread=1000), catalogue)
-    assert writer.collection.parts() == {part_key("abandoned"): 1, part_key("part"): 1200}
-    writer.keep_only(["part"])
-    assert writer.collection.parts().get(part_key("abandoned"), 0) == 0
-    writer.remove({"part": np.array([5, 1100])})
-    writer.remove({"part": np.array([5])})
-    store = EngineStore(writer.collection, engine, {"part": 1200}, np.array([5, 1100]), catalogue, tmp_path)
-    store.check()
-    assert writer.collection.parts()[part_key("part")] == 1198
+        writer.add(mine.engine_id, _Killed(values), catalogue)
+    assert writer.collection.parts() == {part_key(mine.engine_id): 1000}
+    writer.add(mine.engine_id, Rows(values, unread=1000), catalogue)
+    opened(writer, [mine]).check()
+
+
+def test_removed_rows_are_deleted_and_need_not_be_there(url, tmp_path):
+    writer = stored(engine_of(own_url(url, tmp_path), tmp_path), tmp_path)
+    writer.remove({PARTS["second"].engine_id: np.array([5, 99])})
+    writer.remove({PARTS["second"].engine_id: np.array([5])})
+    assert writer.collection.parts()[part_key(PARTS["second"].engine_id)] == 98
+    opened(writer, removed=[305, 399]).check()
+    with pytest.raises(ValueError, match="1 of 399 images of index are missing"):
+        opened(writer, removed=[305]).check()
+
+
+def own_url(url, folder):
+    """Return a URL of the same kind, of which nothing is stored yet."""
+    return str(folder / "edge") if url.startswith("/") else url
 
 
 class _Killed(Rows):
@@ -201,25 +217,19 @@ class _Killed(Rows):
 
 
 def test_an_index_is_refused_another_collection_and_one_that_lacks_points(url, tmp_path):
-    if "/" in url and "http" not in url:
-        url = str(tmp_path / "edge")
-    engine = engine_of(url, tmp_path)
-    gone = EngineStore(connect(engine, tmp_path), engine, SIZES, np.empty(0, np.int64), CATALOGUE, tmp_path)
+    engine = engine_of(own_url(url, tmp_path), tmp_path)
+    writer = EngineWriter(connect(engine, tmp_path), engine, "encoder")
     with pytest.raises(ValueError, match=r"There is no .*restore it, or build the index anew"):
-        gone.check()
-    writer = stored(engine, tmp_path, {"first": DESCRIPTORS["first"]})
+        opened(writer).check()
+    stored(engine, tmp_path, {"first": DESCRIPTORS["first"]})
     with pytest.raises(ValueError, match=r"100 of 400 images of .* are missing in the "):
-        gone.check()
+        opened(writer).check()
     with pytest.raises(ValueError, match="has 8 dimensions, and the descriptors 3"):
-        writer.add("second", Rows(DESCRIPTORS["second"][:, :3]), CATALOGUES["second"])
-    other = EngineWriter(writer.collection, engine_metadata(_options(url), tmp_path, "another"), "encoder")
+        writer.add("other", Rows(DESCRIPTORS["second"][:, :3]), CATALOGUES["second"])
+    other = EngineWriter(writer.collection, replace(engine, owner="another"), "encoder")
     with pytest.raises(ValueError, match="is that of another place index or encoder: name another"):
-        other.add("second", Rows(DESCRIPTORS["second"]), CATALOGUES["second"])
-    assert writer.collection.parts() == {part_key("first"): 300}
-
-
-def _options(url):
-    return EngineOptions(engine="qdrant", engine_url=url)
+        other.add("other", Rows(DESCRIPTORS["second"]), CATALOGUES["second"])
+    assert writer.collection.parts() == {part_key(PARTS["first"].engine_id): 300}
 
 
 @pytest.mark.parametrize("quantization", ["int8", "binary"])
@@ -227,8 +237,8 @@ def test_quantized_rows_are_compared_again_with_the_original_descriptors(quantiz
     engine = engine_of(str(tmp_path / "edge"), tmp_path, engine_quantization=quantization)
     writer = EngineWriter(connect(engine, tmp_path), engine, "encoder")
     values = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
-    writer.add("first", Rows(values), CATALOGUES["first"])
-    store = EngineStore(writer.collection, engine, {"first": 300}, np.empty(0, np.int64), CATALOGUE, tmp_path)
+    writer.add(PARTS["first"].engine_id, Rows(values), CATALOGUES["first"])
+    store = replace(opened(writer, [PARTS["first"]]), is_exact=False)
     found = store.search(values[:9] + 0.01, 20, probes=1, refine=0)
     assert found.rows[:, 0].tolist() == list(range(9))
     assert np.allclose(found.distances[:, 0], 0.08, rtol=1e-4)  # 0.01 sqrt(64)
@@ -245,12 +255,7 @@ def test_two_stores_of_one_process_share_what_one_process_can_open(tmp_path):
 
 
 def test_a_search_by_heading_or_place_needs_some_that_are_known(writer):
-    unknown = np.full(len(CATALOGUE), np.nan)
-    table = CATALOGUE.table.drop_columns(["heading", "latitude"])
-    store = opened(
-        writer,
-        catalogue=Catalogue(Path(), table.append_column("heading", [unknown]).append_column("latitude", [unknown])),
-    )
+    store = opened(writer, [part("first", 300, num_degrees=0, num_headings=0)])
     with pytest.raises(ValueError, match="`heading` cannot be used: no heading is known in index"):
         store.search(QUERIES, 3, probes=1, refine=0, among=Restriction(None, HeadingRange(0, 10)))
     with pytest.raises(ValueError, match="`near` cannot be used: no latitude and longitude is known in index"):
