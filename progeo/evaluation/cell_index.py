@@ -9,7 +9,6 @@ import faiss
 import numpy as np
 
 from progeo.evaluation.classification import class_means
-from progeo.evaluation.exact_search import Nearest
 from progeo.evaluation.search import Neighbors
 from progeo.features.store import Rows
 from progeo.models.classifier import Classifier
@@ -167,63 +166,57 @@ def class_quantizer(vectors: np.ndarray) -> faiss.IndexFlatL2:
 
 
 def cell_neighbors(
-    indexes: Sequence[Any],
+    index: Any,
     queries: np.ndarray,
     count: int,
     *,
     probes: int,
     quantizer: faiss.Index | None = None,
     quantizer_queries: np.ndarray | None = None,
-    removed: Sequence[np.ndarray] | None = None,
 ) -> CellNeighbors:
     """Search the images of the cells with the highest cosines; cells without images are skipped.
 
     Args:
-        indexes: indexes of the same cells, the rows of which are counted one index after another: results of
-            `build_cell_index`, also from files.
+        index: result of `build_cell_index`, also from a file.
         queries: descriptors, float32 (Q, D).
         count: neighbors per query; -1 where the cells have fewer images.
         probes: number of cells to search, K.
         quantizer: class vectors of another network, see `class_quantizer`; None takes those of the index.
         quantizer_queries: descriptors of the queries from that other network, (Q, E).
-        removed: rows of each index that are not found, int64 (r,); None for none.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     if quantizer is None or quantizer_queries is None:
-        quantizer, quantizer_queries = indexes[0].quantizer, queries
-    cells, sizes = _best_cells(indexes, quantizer, np.ascontiguousarray(quantizer_queries, np.float32), probes)
-    total = sum(index.ntotal for index in indexes)
-    nearest, start = Nearest(queries, min(count, total)), 0
-    for index, gone in zip(indexes, removed or [np.empty(0, np.int64)] * len(indexes), strict=True):
-        squared, rows = _search_lists(index, queries, min(count, index.ntotal), cells, gone)
-        nearest.add(squared, rows, start=start)
-        start += index.ntotal
-    return CellNeighbors(Neighbors(nearest.rows, np.sqrt(np.maximum(nearest.squared, 0))), sizes.sum(axis=1))
+        quantizer, quantizer_queries = index.quantizer, queries
+    cells, sizes = best_cells([index], quantizer, quantizer_queries, probes)
+    squared, rows = _search_lists(index, queries, min(count, index.ntotal), cells)
+    return CellNeighbors(Neighbors(rows, np.sqrt(np.maximum(squared, 0))), sizes.sum(axis=1))
 
 
-def _search_lists(
-    index: Any, queries: np.ndarray, count: int, lists: np.ndarray, removed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search these lists of an index, (Q, K); returns squared distances and rows (Q, count), ties by row.
+def _search_lists(index: Any, queries: np.ndarray, count: int, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Search these lists of an index, (Q, K); returns squared distances and rows (Q, count).
 
     The method for arrays that faiss offers would change the index, so that threads could not search side by side.
     """
     squared, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
     given = [faiss.swig_ptr(each) for each in (queries, lists, np.zeros(lists.shape, np.float32), squared, rows)]
-    parameters, selectors = faiss.SearchParametersIVF(), faiss.IDSelectorBatch(removed)
+    parameters = faiss.SearchParametersIVF()
     parameters.nprobe = lists.shape[1]
-    if len(removed):
-        selector = faiss.IDSelectorNot(selectors)
-        parameters.sel = selector
     index.search_preassigned_c(len(queries), given[0], count, *given[1:], False, parameters)
     return squared, rows
 
 
-def _best_cells(
+def best_cells(
     indexes: Sequence[Any], quantizer: faiss.Index, queries: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest classes that have images, best first, and their numbers of images, int64 (Q, K) each."""
-    num_lists = indexes[0].nlist
+    """Return the nearest classes that have images, best first, and their numbers of images, int64 (Q, K) each.
+
+    Args:
+        indexes: indexes of the same cells, in which the images are.
+        quantizer: class vectors, see `class_quantizer`.
+        queries: descriptors that are compared with them, (Q, E).
+        count: K.
+    """
+    num_lists, queries = indexes[0].nlist, np.ascontiguousarray(queries, np.float32)
     count = depth = min(count, num_lists)
     while True:
         cells = quantizer.search(queries, depth)[1]

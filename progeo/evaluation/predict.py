@@ -104,7 +104,7 @@ def open_cell_index(
     def search(queries: np.ndarray, count: int) -> tuple[Neighbors, np.ndarray]:
         chosen_by = None if ranked_by is None else ranked_by.reshape(len(queries), -1)
         return cell_neighbors(
-            [index], queries, count, probes=probes, quantizer=cells.quantizer, quantizer_queries=chosen_by
+            index, queries, count, probes=probes, quantizer=cells.quantizer, quantizer_queries=chosen_by
         )
 
     return SearchedIndex("cells", search, path.stat().st_size, facts)

@@ -16,8 +16,9 @@ from progeo.disk import make_folder
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, cells_of_database, empty_cell_index
 from progeo.evaluation.classification import lie_in_classes
+from progeo.evaluation.kinds import default_refine, train_kind
 from progeo.evaluation.options import CELLS
-from progeo.evaluation.search import save_index, train_index
+from progeo.evaluation.search import save_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder, provenance_of, recalls_of, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
@@ -164,7 +165,12 @@ def write_index(
     with ExitStack() as stack:
         if metadata.engine is None and (index := _trained(rows, metadata.kind, cells)) is not None:
             save_index(index, trained := stack.enter_context(new_file(folder, "trained", ".faiss")))
-            metadata = replace(metadata, trained_file=trained.name, files={trained.name: stored_file(trained)})
+            metadata = replace(
+                metadata,
+                refine=metadata.refine or default_refine(index),
+                trained_file=trained.name,
+                files={trained.name: stored_file(trained)},
+            )
         metadata = replace(metadata, trained_on=len(rows))
         return save_parts(folder, metadata, rows, before=before)
 
@@ -236,7 +242,7 @@ def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOpt
 def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | None:
     """Train an empty index for rows; None if they are compared exactly."""
     if cells is None or rows.labels is None:
-        return None if kind == EXACT else train_index(rows.descriptors, kind)
+        return None if kind == EXACT else train_kind(rows.descriptors, kind)
     vectors = cells.classifier.weight if cells.encoder is None else None
     return empty_cell_index(rows.descriptors, rows.labels, vectors, num_classes=len(cells.classifier))
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
 
-from progeo.evaluation.cell_index import Cells, cell_neighbors
+from progeo.evaluation.cell_index import Cells, best_cells
 from progeo.evaluation.parts import Part, Parts
 from progeo.evaluation.search import Neighbors
 from progeo.features.store import Rows
@@ -111,17 +111,8 @@ class LocalStore:
             found = [self._rows.neighbors_among(rows, query[None], count) for rows, query in pairs]
             both = ((one.rows, one.distances) for one in found)
             return Neighbors(*(np.concatenate(each) for each in zip(*both, strict=True)))
-        if self.cells is None:
-            return self._rows.neighbors(queries, count, probes=probes, refine=refine)
-        return cell_neighbors(
-            [part.index for part in self.parts],
-            queries,
-            count,
-            probes=probes,
-            quantizer=self.cells.quantizer,
-            quantizer_queries=cell_queries,
-            removed=[part.removed for part in self._rows.parts],
-        ).neighbors
+        lists = None if self.cells is None else self._best_cells(queries, cell_queries, probes)
+        return self._rows.neighbors(queries, count, probes=probes, refine=refine, lists=lists)
 
     def count(self, among: Restriction | None = None) -> int:
         """Return the number of rows that a search can find."""
@@ -139,6 +130,14 @@ class LocalStore:
         starts = self._rows.starts.tolist()
         found = [part.rows_of(among) + start for part, start in zip(self.parts, starts, strict=False)]
         return np.concatenate(found)
+
+    def _best_cells(self, queries: np.ndarray, cell_queries: np.ndarray | None, probes: int) -> np.ndarray:
+        """Choose the cells that have images in any part, int64 (Q, probes)."""
+        assert self.cells is not None
+        indexes: list[Any] = [part.index for part in self.parts]
+        if self.cells.quantizer is None or cell_queries is None:
+            return best_cells(indexes, indexes[0].quantizer, queries, probes)[0]
+        return best_cells(indexes, self.cells.quantizer, cell_queries, probes)[0]
 
     @cached_property
     def _rows(self) -> Parts:

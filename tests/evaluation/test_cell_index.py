@@ -99,7 +99,7 @@ def test_the_images_of_the_best_cells_that_have_images_are_searched_exactly(city
     cells = [[row for row in each.tolist() if row % 10 != 3][:probes] for each in ranked]
     expected = expected_neighbors(rows, labels, queries, cells, 5)
     for index in (built, map_index(tmp_path / "cells.faiss", probes=probes)):
-        found = cell_neighbors([index], queries, 5, probes=probes)
+        found = cell_neighbors(index, queries, 5, probes=probes)
         assert found.neighbors.rows.tolist() == expected
         assert found.rows_read.tolist() == [int(np.isin(labels, own).sum()) for own in cells]
 
@@ -107,7 +107,7 @@ def test_the_images_of_the_best_cells_that_have_images_are_searched_exactly(city
 def test_all_cells_find_what_an_exact_search_finds(city):
     rows, labels, vectors, queries = city
     exact = nearest_neighbors(rows.parts(), queries, 10)
-    found = cell_neighbors([build_cell_index(rows, labels, vectors)], queries, 10, probes=1000)
+    found = cell_neighbors(build_cell_index(rows, labels, vectors), queries, 10, probes=1000)
     assert found.neighbors.rows.tolist() == exact.rows.tolist()
     np.testing.assert_allclose(found.neighbors.distances, exact.distances, rtol=1e-5)
     assert set(found.rows_read.tolist()) == {2000}
@@ -121,7 +121,7 @@ def test_another_network_can_choose_the_cells(city):
     cells = [[row for row in each.tolist() if row % 10 != 3][:2] for each in ranked]
     index = build_cell_index(rows, labels, None, num_classes=40)
     quantizer = class_quantizer(others)
-    found = cell_neighbors([index], queries, 5, probes=2, quantizer=quantizer, quantizer_queries=other_queries)
+    found = cell_neighbors(index, queries, 5, probes=2, quantizer=quantizer, quantizer_queries=other_queries)
     assert found.neighbors.rows.tolist() == expected_neighbors(rows, labels, queries, cells, 5)
 
 
@@ -146,7 +146,7 @@ def test_excluded_images_are_skipped_and_those_of_unknown_cells_go_to_the_best_v
 def test_cells_with_too_few_images_leave_room(city):
     rows, labels, vectors, queries = city
     labels = np.where(labels == labels[0], 0, 1)
-    found = cell_neighbors([build_cell_index(rows, labels, vectors)], queries, 2000, probes=1)
+    found = cell_neighbors(build_cell_index(rows, labels, vectors), queries, 2000, probes=1)
     assert ((found.neighbors.rows >= 0).sum(axis=1) == found.rows_read).all()
 
 

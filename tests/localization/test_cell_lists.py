@@ -109,9 +109,7 @@ def test_added_images_are_in_the_cells_that_they_were_built_into(index, made, ci
     for name in ("grown", "whole"):
         opened = open_place_index(tmp_path / name)
         paths = opened.catalogue.table["path"].to_pylist()
-        lists = [
-            {paths[row] for row in faiss_ids(opened.parts[0].index, each)} for each in range(opened.store.num_lists)
-        ]
+        lists = [paths_in_list(opened, each) for each in range(opened.store.num_lists)]
         found.append(lists)
     assert found[0] == found[1]
     assert sum(map(len, found[0])) == len(paths)
