@@ -53,6 +53,7 @@ class ServerCollection:
         self.url, self.name = url, name
         self._waits_s = waits_s
         self._is_memory = url == MEMORY
+        self._was_reached = False
 
     @property
     def place(self) -> str:
@@ -167,16 +168,19 @@ class ServerCollection:
         return models.SearchParams(exact=exact, quantization=None if oversampling is None else quantization)
 
     def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """Call a method of the client for the collection, again after some seconds if the server is not reached."""
+        """Call a method of the client for the collection, again if the server is overloaded or has gone."""
         from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
         for wait in (*self._waits_s, None):
             try:
-                return getattr(self._client, name)(self.name, *arguments, **named)
+                answer = getattr(self._client, name)(self.name, *arguments, **named)
+                self._was_reached = True
+                return answer
             except (ResponseHandlingException, UnexpectedResponse, ResourceExhaustedResponse, *_NO_ANSWER) as error:
                 found = self._in_words(error)
-                if wait is None or not isinstance(found, ConnectionError):
+                may_pass = isinstance(found, ConnectionError) and (self._was_reached or hasattr(error, "status_code"))
+                if wait is None or not may_pass:
                     raise found from None
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")

@@ -16,11 +16,22 @@ def collection(url, **options):
     return ServerCollection(url, "city", waits_s=(0, 0), **options)
 
 
-def test_a_server_that_is_down_is_one_sentence_and_tried_again_as_often_as_said():
+def test_a_server_that_is_down_is_one_sentence():
     with pytest.raises(
         ConnectionError, match=r"^The Qdrant server at http://127.0.0.1:1 cannot be reached \(.*refused"
     ):
         collection("http://127.0.0.1:1").contents()
+
+
+def test_a_server_that_stops_is_waited_for():
+    with qdrant_server() as (url, _):
+        mine = collection(url)
+        mine.contents()
+    waits = iter([0, 0])
+    mine._waits_s = waits
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        mine.contents()
+    assert list(waits) == []
 
 
 def test_a_server_that_is_overloaded_is_tried_again():
