@@ -22,9 +22,9 @@ from progeo.localization.index_folder import (
     remove_unused_data,
 )
 from progeo.localization.index_metadata import IndexMetadata, PartMetadata
-from progeo.localization.part_files import NewRows, known_rows, open_part, write_part
+from progeo.localization.part_files import NewRows, known_rows, open_parts, write_part
 from progeo.localization.place_index import PlaceIndex, absolute_images, located_images, open_place_index, rows_in_index
-from progeo.localization.removed_rows import open_removed, write_removed
+from progeo.localization.removed_rows import open_removed, with_removed
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import check_zones
 
@@ -113,7 +113,7 @@ def _committed(
     metadata = replace(current, parts=(*current.parts, *written))
     twice = np.empty(0, np.int64)
     if since:
-        parts = [open_part(folder, part, current) for part in current.parts]
+        parts = open_parts(folder, current)
         paths = rows.images(0, len(rows)).table["path"]
         twice = np.flatnonzero(known_rows(parts, open_removed(folder, current), paths)) + current.num_rows
     if not len(twice):
@@ -121,13 +121,6 @@ def _committed(
     with new_file(folder, "removed", ".npy") as path:
         removed = np.concatenate([open_removed(folder, current), twice])
         return commit(folder, current, with_removed(metadata, path, removed))
-
-
-def with_removed(metadata: IndexMetadata, path: Path, removed: np.ndarray) -> IndexMetadata:
-    """Write removed rows, sorted, int64 (r,), to a new file, and return metadata that name it."""
-    files = {name: file for name, file in metadata.files.items() if name != metadata.removed_file}
-    files[path.name] = write_removed(path, removed)
-    return replace(metadata, removed_file=path.name, num_removed=len(removed), files=files)
 
 
 def _agree(one: IndexMetadata, other: IndexMetadata, fields: tuple[str, ...]) -> bool:

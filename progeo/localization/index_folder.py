@@ -104,10 +104,9 @@ def new_file(folder: Path, prefix: str, suffix: str) -> Iterator[Path]:
 def finish_update(folder: Path) -> None:
     """Finish what a command that was killed had begun: publish its generation, or remove its data."""
     remove_abandoned(folder)
-    published = folder / _METADATA
-    if _generations(folder) and not (
-        published.is_file() and _read(published).generation == read_metadata(folder).generation
-    ):
+    generations, published = _generations(folder), folder / _METADATA
+    is_published = published.is_file() and _read(published).generation == max(generations, default=0)
+    if generations and not (is_published and len(generations) == 1):
         _publish(folder)
     remove_unused_data(folder)
 

@@ -184,18 +184,14 @@ class OpenedPart:
     folder: Path
     metadata: PartMetadata
     images: Catalogue
-    descriptors: np.ndarray | None
-    """Float16 or float32 (n, D); None if an engine holds them."""
+    path_table: np.ndarray
+    """See `open_path_table`."""
+    descriptors: np.ndarray
+    """Float16 or float32 (n, D); (n, 0) if an engine holds them."""
     index: faiss.Index | None
     """Its compressed index; None if rows are compared exactly."""
     features: FeatureFile | None
     """Local features of the images; None if they are not stored."""
-
-    @property
-    def stored_descriptors(self) -> np.ndarray:
-        """The descriptors of a part that holds them."""
-        assert self.descriptors is not None, f"an engine holds the descriptors of {self.folder}"
-        return self.descriptors
 
     def rows_of_paths(self, paths: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find images by their paths.
@@ -207,7 +203,7 @@ class OpenedPart:
         Returns:
             Pairs of a position in `paths` and a row, int64 (p,) each.
         """
-        wanted, rows = rows_of_hashes(self._path_table, hashes)
+        wanted, rows = rows_of_hashes(self.path_table, hashes)
         if not len(rows):
             return wanted, rows
         found = self.images.table["path"].take(rows).to_pylist()
@@ -228,9 +224,10 @@ class OpenedPart:
     def _cell_order(self) -> CellOrder:
         return build_cell_order(self.images.table["latitude"], self.images.table["longitude"])
 
-    @cached_property
-    def _path_table(self) -> np.ndarray:
-        return open_path_table(self.folder / PATHS, self.metadata.rows)
+
+def open_parts(folder: Path, metadata: IndexMetadata) -> list[OpenedPart]:
+    """Open the parts of an index; errors as of `open_part`."""
+    return [open_part(folder, part, metadata) for part in metadata.parts]
 
 
 def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> OpenedPart:
@@ -248,24 +245,20 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
         if name != FEATURES:  # each row of which has a checksum of its own
             check_file(where / name, stored, folder)
     images = open_images(where / CATALOGUE, where)
-    descriptors = load_array(where / DESCRIPTORS, mapped=True) if DESCRIPTORS in part.files else None
+    descriptors = np.empty((part.rows, 0), np.float32)
+    if DESCRIPTORS in part.files:
+        descriptors = load_array(where / DESCRIPTORS, mapped=True)
     index = map_index(where / FAISS, probes=metadata.probes) if FAISS in part.files else None
     features = _open_features(where / FEATURES, part.files[FEATURES], folder) if FEATURES in part.files else None
-    counts = {len(images), part.rows, part.rows if index is None else index.ntotal}
+    widths = {descriptors.shape[1] if descriptors.ndim == 2 else 0, descriptors.shape[1] if index is None else index.d}
+    counts = {len(images), len(descriptors), part.rows, part.rows if index is None else index.ntotal}
     counts.add(part.rows if features is None else len(features))
-    sound = descriptors is None or _are_descriptors(descriptors, part.rows, None if index is None else index.d)
-    if len(counts) > 1 or not sound:
-        shown = "" if descriptors is None else f", {descriptors.shape} {descriptors.dtype} in {DESCRIPTORS}"
+    if len(counts) > 1 or len(widths) > 1 or descriptors.dtype not in (np.float16, np.float32):
         raise ValueError(
             f"The files of {where} do not belong together: {part.rows:,} rows in index.json, {len(images):,} in "
-            f"{CATALOGUE}{shown}. Build the index anew."
+            f"{CATALOGUE}, {descriptors.shape} {descriptors.dtype} in {DESCRIPTORS}. Build the index anew."
         )
-    return OpenedPart(where, part, images, descriptors, index, features)
-
-
-def _are_descriptors(values: np.ndarray, count: int, width: int | None) -> bool:
-    is_matrix = values.ndim == 2 and values.dtype in (np.float16, np.float32) and len(values) == count
-    return is_matrix and width in (None, values.shape[1])
+    return OpenedPart(where, part, images, open_path_table(where / PATHS, part.rows), descriptors, index, features)
 
 
 def _stored(path: Path) -> StoredFile:

@@ -145,5 +145,4 @@ class LocalStore:
         bounds = np.searchsorted(self.removed, starts).tolist()
         ranges = zip(pairwise(bounds), starts.tolist(), strict=False)
         removed = [self.removed[slice(*each)] - start for each, start in ranges]
-        parts = zip(self.parts, removed, strict=True)
-        return Parts([Part(part.stored_descriptors, part.index, gone) for part, gone in parts])
+        return Parts([Part(part.descriptors, part.index, gone) for part, gone in zip(self.parts, removed, strict=True)])
