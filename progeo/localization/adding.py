@@ -78,7 +78,7 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
         if _added(index, images.without(new.missing), new):
             remove_unused_data(index.folder)
             if (writer := engine_writer(index.folder, index.metadata)) is not None:
-                writer.keep_committed(index.folder)
+                writer.tidy(index.folder)
             return
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
         before, index = index, open_place_index(index.folder, index.processor)

@@ -28,8 +28,14 @@ _ROWS_AT_ONCE = 2**16
 
 
 def compact_place_index(folder: Path) -> None:
-    """Write the images of a place index anew, in as few parts as possible and without those that are removed."""
+    """Write the images of a place index anew, in as few parts as possible and without those that are removed.
+
+    Raises:
+        ValueError: an engine searches the index.
+    """
     finish_update(folder)
+    if (engine := read_metadata(folder).engine) is not None:
+        raise ValueError(f"{folder} is searched by {engine.name}, which compacts what it holds itself.")
     while not _compacted(folder, read_metadata(folder)):
         LOGGER.info("another command changed %s meanwhile: compacting what it holds now", folder)
     remove_unused_data(folder)

@@ -1,6 +1,6 @@
 """Where the descriptors of a place index are stored and searched: in its folder, or in an engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -57,7 +57,7 @@ class DescriptorStore(Protocol):
 
 
 class DescriptorWriter(Protocol):
-    """Where the descriptors of new parts are stored, and those of removed rows forgotten."""
+    """Where the descriptors of new parts are stored, if their folders do not hold them."""
 
     def add(self, part: str, rows: Rows, images: Catalogue) -> None:
         """Store the rows of a part, before a generation names it; a second time after a command that was killed.
@@ -68,11 +68,8 @@ class DescriptorWriter(Protocol):
             images: the n images, as `index_images` returns them.
         """
 
-    def remove(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Forget rows, once a generation has marked them as removed: int64 (r,) by the identifier of their part."""
-
-    def keep_committed(self, folder: Path) -> None:
-        """Forget parts that no generation of the index in a folder names, and that no other command writes."""
+    def tidy(self, folder: Path) -> None:
+        """Forget removed rows of the index in a folder, and parts that killed commands did not commit."""
 
 
 @dataclass(frozen=True, eq=False)

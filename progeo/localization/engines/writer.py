@@ -17,6 +17,7 @@ from progeo.localization.engines.filters import filter_of
 from progeo.localization.engines.points import batch_size, batches, part_key, point_id
 from progeo.localization.index_folder import holds_uncommitted_parts, read_metadata
 from progeo.localization.index_metadata import IndexMetadata
+from progeo.localization.removed_rows import open_removed
 from progeo.localization.restriction import Restriction
 from progeo.places.catalogue import Catalogue
 
@@ -56,28 +57,34 @@ class EngineWriter:
             )
         self.collection.finish()
 
-    def remove(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Delete rows of parts, once a generation has marked them as removed; a second time does no harm."""
-        for part, of_part in rows.items():
-            key = part_key(part)
-            for start in range(0, len(of_part), _POINTS_DELETED_AT_ONCE):
-                chosen = of_part[start : start + _POINTS_DELETED_AT_ONCE]
-                self.collection.delete_points([point_id(key, row) for row in chosen.tolist()])
-        self.collection.finish()
+    def tidy(self, folder: Path) -> None:
+        """Delete the points of removed images, and those of parts that killed commands did not commit.
 
-    def keep_committed(self, folder: Path) -> None:
-        """Delete points that commands have stored which were killed before a generation named their part.
-
-        As long as another command writes parts, all points are kept.
+        As long as another command writes parts, those of all uncommitted parts are kept.
 
         Args:
             folder: folder of the index.
         """
-        keys = self.collection.parts().keys()
-        if not holds_uncommitted_parts(folder):  # it names parts before it stores their points
-            named = {part_key(part.engine_id) for part in read_metadata(folder).parts}
-            for key in keys - named:
-                self.collection.delete_part(key)
+        try:
+            held = self.collection.parts()
+            metadata = read_metadata(folder)  # later than what is held, so that no new part is taken for an abandoned
+            removed = open_removed(folder, metadata)
+            self._delete_removed(metadata, removed, held)
+            if not holds_uncommitted_parts(folder):  # which are there before their points
+                for key in held.keys() - {part_key(part.engine_id) for part in metadata.parts}:
+                    self.collection.delete_part(key)
+        except OSError as error:  # the engine has gone, or another command replaced a file and will do the same
+            LOGGER.warning("points of removed images stay until the next change of %s: %s", folder, error)
+
+    def _delete_removed(self, metadata: IndexMetadata, removed: np.ndarray, held: Mapping[str, int]) -> None:
+        bounds = np.cumsum([0, *(part.rows for part in metadata.parts)])
+        for part, start, end in zip(metadata.parts, bounds, bounds[1:], strict=False):
+            gone = removed[slice(*np.searchsorted(removed, [start, end]))] - start
+            key = part_key(part.engine_id)
+            if held.get(key, 0) > part.rows - len(gone):
+                for first in range(0, len(gone), _POINTS_DELETED_AT_ONCE):
+                    chosen = gone[first : first + _POINTS_DELETED_AT_ONCE].tolist()
+                    self.collection.delete_points([point_id(key, row) for row in chosen])
 
     def _num_stored(self, key: str) -> int:
         return self.collection.count(filter_of(self.collection, Restriction(), parts=[key]))

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from indexes import blurred, command, localized
 from qdrant_server import qdrant_server
 
+from progeo.cli import main
 from progeo.localization.engines.collection import Points
-from progeo.localization.engines.points import point_id
+from progeo.localization.engines.points import part_key, point_id
 from progeo.localization.index_folder import read_metadata
 from progeo.localization.place_index import open_place_index
 
@@ -90,6 +92,25 @@ def test_points_of_a_command_that_was_killed_are_deleted_by_the_next_one(folders
     assert collection.count(None) == count + 7
     command("index add", cache, folder=folders / "second", index=index)
     assert collection.count(None) == read_metadata(index).num_rows
+
+
+def test_removed_images_are_not_found_and_their_points_deleted(folders, encoder, cache, tmp_path):
+    index = build(folders, encoder, cache, tmp_path / "index", engine="qdrant")
+    collection, before = open_place_index(index).store.collection, read_metadata(index)
+    main(["index", "remove", str(index), "--folder", str(folders / "first")])
+    assert read_metadata(index).images == before.parts[1].rows
+    assert collection.parts().get(part_key(before.parts[0].engine_id), 0) == 0
+    assert collection.count(None) == before.parts[1].rows
+    (result,) = localized(index, next((folders / "first").iterdir()), top=50)
+    assert {Path(match.path).parent for match in result.matches} == {folders / "second"}
+    command("index add", cache, folder=folders / "first", index=index)
+    assert collection.count(None) == before.num_rows == read_metadata(index).images
+    main(["index", "check", str(index)])
+
+
+def test_an_engine_index_is_not_compacted(index):
+    with pytest.raises(SystemExit, match="is searched by qdrant, which compacts what it holds itself"):
+        main(["index", "compact", str(index)])
 
 
 def test_an_engine_that_is_down_is_one_sentence_and_changes_nothing(folders, encoder, cache, tmp_path):
