@@ -190,6 +190,7 @@ def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: 
             size = sum(part.size for part in written) / 1e6
             LOGGER.info("place index of %s in %s, %s MB and the encoder", metadata.rows, folder, f"{size:,.1f}")
     if committed and form.writer is not None:
+        LOGGER.info("its descriptors are in %s", form.writer.place)
         form.writer.tidy(folder)
     return committed
 

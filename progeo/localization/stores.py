@@ -59,6 +59,10 @@ class DescriptorStore(Protocol):
 class DescriptorWriter(Protocol):
     """Where the descriptors of new parts are stored, if their folders do not hold them."""
 
+    @property
+    def place(self) -> str:
+        """Where they are stored, in words."""
+
     def add(self, part: str, rows: Rows, images: Catalogue) -> None:
         """Store the rows of a part, before a generation names it; a second time after a command that was killed.
 
@@ -69,7 +73,7 @@ class DescriptorWriter(Protocol):
         """
 
     def tidy(self, folder: Path) -> None:
-        """Forget removed rows of the index in a folder, and parts that killed commands did not commit."""
+        """Forget removed rows of the index in a folder and parts that killed commands did not commit, and clean up."""
 
 
 @dataclass(frozen=True, eq=False)

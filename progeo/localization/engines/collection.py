@@ -93,5 +93,8 @@ class Collection(Protocol):
     def delete_part(self, part: str) -> None:
         """Delete all points of a part."""
 
-    def finish(self) -> None:
-        """Make what was stored durable and fast to search."""
+    def flush(self) -> None:
+        """Return once what was stored survives a loss of power."""
+
+    def optimize(self) -> None:
+        """Make what was stored fast to search."""

@@ -28,8 +28,8 @@ class EngineMetadata:
     collection: str
     """Name of the collection of a server; empty for a folder, which has one."""
     owner: str
-    """Identifier of the place index in the collection: of the machine and folder that it was built in, and its
-    encoder, so that a command that was killed resumes."""
+    """Identifier of the place index in the collection: of the machine and folder that it was built in, its encoder and
+    quantization, so that only the same command, if it was killed, goes on with the collection."""
     quantization: Quantization = "none"
 
 
@@ -89,7 +89,7 @@ def engine_metadata(options: EngineOptions, out: Path, encoder: str) -> EngineMe
     name = _NOT_IN_NAMES.sub("_", options.engine_collection or out.resolve().name) if kind.has_names else ""
     if url and not kind.has_names:
         url = str(Path(url).resolve())
-    made_from = json.dumps([socket.gethostname(), str(out.resolve()), encoder])
+    made_from = json.dumps([socket.gethostname(), str(out.resolve()), encoder, options.engine_quantization])
     owner = hashlib.sha256(made_from.encode()).hexdigest()[:32]
     return EngineMetadata(options.engine, url, name, owner, options.engine_quantization)
 

@@ -122,8 +122,13 @@ class EdgeCollection:
         allowed = edge.Filter(must=[edge.FieldCondition("part", match=edge.MatchValue(part))])
         self._update(edge.UpdateOperation.delete_points_by_filter(allowed))
 
-    def finish(self) -> None:
-        """Build its graphs, and wait until all is on the disk."""
+    def flush(self) -> None:
+        """Return once what was stored survives a loss of power."""
+        with self._in_words():
+            self._opened().flush()
+
+    def optimize(self) -> None:
+        """Build graphs of large segments, which takes longer than to store them."""
         with self._in_words():
             self._opened().optimize()
             self._opened().flush()

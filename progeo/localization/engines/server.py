@@ -132,8 +132,11 @@ class ServerCollection:
         allowed = types.Filter(must=[types.FieldCondition(key="part", match=types.MatchValue(value=part))])
         self._call("delete", types.FilterSelector(filter=allowed), wait=True)
 
-    def finish(self) -> None:
-        """Return at once: a server stores what it confirms, and optimizes it meanwhile."""
+    def flush(self) -> None:
+        """Return at once: a server has stored what it confirms."""
+
+    def optimize(self) -> None:
+        """Return at once: a server does it meanwhile."""
 
     @property
     def _server(self) -> str:

@@ -33,6 +33,11 @@ class EngineWriter:
     encoder: str
     """Fingerprint of the encoder."""
 
+    @property
+    def place(self) -> str:
+        """Where descriptors are stored, in words."""
+        return self.collection.place
+
     def add(self, part: str, rows: Rows, images: Catalogue) -> None:
         """Store the rows of a part; those that a command stored before it was killed are not sent again.
 
@@ -55,10 +60,10 @@ class EngineWriter:
                 f"{self.collection.place} holds {stored:,} of {len(rows):,} points that were sent to it: look at its "
                 f"log, and run this command again."
             )
-        self.collection.finish()
+        self.collection.flush()
 
     def tidy(self, folder: Path) -> None:
-        """Delete the points of removed images, and those of parts that killed commands did not commit.
+        """Delete the points of removed images and of parts that killed commands did not commit, and optimize the rest.
 
         As long as another command writes parts, those of all uncommitted parts are kept.
 
@@ -73,6 +78,7 @@ class EngineWriter:
             if not holds_uncommitted_parts(folder):  # which are there before their points
                 for key in held.keys() - {part_key(part.engine_id) for part in metadata.parts}:
                     self.collection.delete_part(key)
+            self.collection.optimize()
         except OSError as error:  # the engine has gone, or another command replaced a file and will do the same
             LOGGER.warning("points of removed images stay until the next change of %s: %s", folder, error)
 

@@ -12,6 +12,7 @@ from qdrant_server import qdrant_server
 from progeo.cli import main
 from progeo.localization.engines.collection import Points
 from progeo.localization.engines.points import part_key, point_id
+from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import read_metadata
 from progeo.localization.place_index import open_place_index
 
@@ -89,6 +90,9 @@ def test_points_of_a_command_that_was_killed_are_deleted_by_the_next_one(folders
     part, width = "0123456789abcdef", collection.contents().width
     ids = [point_id(part, row) for row in range(7)]
     collection.upsert(Points(ids, np.zeros((7, width), np.float32), [{"part": part}] * 7))
+    assert collection.count(None) == count + 7
+    (index / "part_00099").mkdir()  # of another command, which stores its points next
+    engine_writer(index, read_metadata(index)).tidy(index)
     assert collection.count(None) == count + 7
     command("index add", cache, folder=folders / "second", index=index)
     assert collection.count(None) == read_metadata(index).num_rows
