@@ -12,6 +12,7 @@ from progeo.features.descriptors import extract_descriptors
 from progeo.features.options import CacheOptions, WorkOptions
 from progeo.features.store import Rows, ShardedRows
 from progeo.localization.building import part_format, read_images, rows_in_cell_order
+from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import (
     commit,
     finish_update,
@@ -77,6 +78,8 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
             return
         if _added(index, images.without(new.missing), new):
             remove_unused_data(index.folder)
+            if (writer := engine_writer(index.folder, index.metadata)) is not None:
+                writer.tidy(index.folder)
             return
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
         before, index = index, open_place_index(index.folder, index.processor)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from progeo.engine.log import LOGGER
+from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import commit, finish_update, new_file, read_metadata, remove_unused_data
 from progeo.localization.index_metadata import IndexMetadata, check_format
 from progeo.localization.part_files import OpenedPart, open_parts
@@ -66,6 +67,8 @@ def remove_from_place_index(folder: Path, choice: Choice) -> None:
     while not _removed(folder, read_metadata(folder), choice):
         LOGGER.info("another command changed %s meanwhile: removing from what it holds now", folder)
     remove_unused_data(folder)
+    if (writer := engine_writer(folder, read_metadata(folder))) is not None:
+        writer.tidy(folder)
 
 
 def _removed(folder: Path, metadata: IndexMetadata, choice: Choice) -> bool:
