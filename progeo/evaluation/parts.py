@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from progeo.evaluation.exact_search import squared_of_pairs
-from progeo.evaluation.kinds import Restored
+from progeo.evaluation.kinds import Restored, transforms
 from progeo.evaluation.search import Neighbors, index_neighbors, nearest_among, nearest_neighbors
 
 _ROWS_AT_ONCE = 2**13
@@ -135,8 +135,8 @@ class _Queries:
 
     @classmethod
     def of(cls, index: Any, queries: np.ndarray, probes: int, lists: np.ndarray | None) -> "_Queries":
-        inverted, transformed = _inverted_lists(index, queries)
-        if inverted is None:
+        inverted, transformed = _inside_transforms(index, queries)
+        if not isinstance(inverted, faiss.IndexIVF):
             return cls(queries, queries, None, np.empty((len(queries), 0), np.float32))
         if lists is None:
             distances, lists = inverted.quantizer.search(transformed, min(probes, inverted.nlist))
@@ -148,7 +148,7 @@ class _Queries:
         """Search an index for the queries at some positions, int64 (q,)."""
         if self.lists is None:
             return index_neighbors(index, self.given[of], count)
-        inverted, _ = _inverted_lists(index, self.transformed[:0])
+        inverted: Any = faiss.extract_index_ivf(index)
         squared, rows = np.empty((len(of), count), np.float32), np.empty((len(of), count), np.int64)
         queries, *visited = (each[of] for each in (self.transformed, self.lists, self.list_distances))
         given = [faiss.swig_ptr(each) for each in (queries, *visited, squared, rows)]
@@ -158,13 +158,13 @@ class _Queries:
         return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
 
 
-def _inverted_lists(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return the inverted lists of an index, None if it has none, and the queries as they get them."""
+def _inside_transforms(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return the index inside those of transforms, and the queries as it gets them."""
     while isinstance(index, faiss.IndexPreTransform):
-        for number in range(index.chain.size()):  # type: ignore[attr-defined]
-            queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)  # type: ignore[attr-defined]
+        for transform in transforms(index):
+            queries = transform.apply(queries)
         index = faiss.downcast_index(index.index)
-    return (index if isinstance(index, faiss.IndexIVF) else None), queries
+    return index, queries
 
 
 def _of_part(part: Part, queries: _Queries, count: int) -> Neighbors:

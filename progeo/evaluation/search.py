@@ -16,7 +16,7 @@ import numpy as np
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.exact_search import Nearest, blocks
-from progeo.evaluation.kinds import faiss_reason, train_kind
+from progeo.evaluation.kinds import add_rows, faiss_reason, train_kind
 from progeo.features.store import Rows, ShardedRows
 from progeo.files import file_digest, write_text
 
@@ -217,7 +217,7 @@ def build_index(database: Rows, kind: str) -> faiss.Index:
 def add_to_index(index: faiss.Index, database: Rows) -> None:
     """Add descriptors to an index, one part at a time."""
     for part in database.parts():
-        index.add(np.ascontiguousarray(part, np.float32))
+        add_rows(index, np.ascontiguousarray(part, np.float32))
 
 
 def _read(path: Path, flags: int) -> faiss.Index:

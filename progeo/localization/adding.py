@@ -12,6 +12,7 @@ from progeo.features.descriptors import extract_descriptors
 from progeo.features.options import CacheOptions, WorkOptions
 from progeo.features.store import Rows, ShardedRows
 from progeo.localization.building import part_format, read_images, rows_in_cell_order
+from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import (
     commit,
     finish_update,
@@ -20,10 +21,10 @@ from progeo.localization.index_folder import (
     read_metadata,
     remove_unused_data,
 )
-from progeo.localization.index_metadata import IndexMetadata, PartMetadata
-from progeo.localization.part_files import NewRows, known_rows, open_part, write_part
+from progeo.localization.index_metadata import IndexMetadata, PartMetadata, check_format
+from progeo.localization.part_files import NewRows, known_rows, open_parts, write_part
 from progeo.localization.place_index import PlaceIndex, absolute_images, located_images, open_place_index, rows_in_index
-from progeo.localization.removed_rows import open_removed, write_removed
+from progeo.localization.removed_rows import open_removed, with_removed
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import check_zones
 
@@ -40,6 +41,7 @@ def add_to_place_index(
     if accelerator.is_main_process:
         finish_update(index_folder)
     index = open_place_index(index_folder, accelerator)
+    check_format(index.metadata, index_folder)
     if index.metadata.holds_classes:
         raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")
     catalogue = read_images(folder)
@@ -76,6 +78,8 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
             return
         if _added(index, images.without(new.missing), new):
             remove_unused_data(index.folder)
+            if (writer := engine_writer(index.folder, index.metadata)) is not None:
+                writer.tidy(index.folder)
             return
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
         before, index = index, open_place_index(index.folder, index.processor)
@@ -110,7 +114,7 @@ def _committed(
     metadata = replace(current, parts=(*current.parts, *written))
     twice = np.empty(0, np.int64)
     if since:
-        parts = [open_part(folder, part, current) for part in current.parts]
+        parts = open_parts(folder, current)
         paths = rows.images(0, len(rows)).table["path"]
         twice = np.flatnonzero(known_rows(parts, open_removed(folder, current), paths)) + current.num_rows
     if not len(twice):
@@ -118,13 +122,6 @@ def _committed(
     with new_file(folder, "removed", ".npy") as path:
         removed = np.concatenate([open_removed(folder, current), twice])
         return commit(folder, current, with_removed(metadata, path, removed))
-
-
-def with_removed(metadata: IndexMetadata, path: Path, removed: np.ndarray) -> IndexMetadata:
-    """Write removed rows, sorted, int64 (r,), to a new file, and return metadata that name it."""
-    files = {name: file for name, file in metadata.files.items() if name != metadata.removed_file}
-    files[path.name] = write_removed(path, removed)
-    return replace(metadata, removed_file=path.name, num_removed=len(removed), files=files)
 
 
 def _agree(one: IndexMetadata, other: IndexMetadata, fields: tuple[str, ...]) -> bool:

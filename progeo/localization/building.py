@@ -26,6 +26,9 @@ from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, Wo
 from progeo.features.store import ReorderedRows, Rows, ShardedRows
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
+from progeo.localization.engines.connecting import check_free, engine_metadata
+from progeo.localization.engines.options import EngineOptions
+from progeo.localization.engines.writer import engine_writer, fingerprint_of
 from progeo.localization.index_folder import (
     CLASSIFIER_FOLDERS,
     commit,
@@ -65,6 +68,7 @@ def build_place_index(
     encoder_name: str,
     accelerator: Accelerator,
     options: IndexOptions,
+    engine_options: EngineOptions = EngineOptions(),
     classes: ClassOptions,
     images: ImageOptions,
     work: WorkOptions,
@@ -76,13 +80,15 @@ def build_place_index(
         out: folder of the index.
         folder: the images; None for the classes of the encoder's classifier.
         encoder_name: see `load_encoder`.
+        engine_options: where descriptors are stored and searched.
         classes: cells of class means.
 
     Raises:
         ValueError: `out` holds an index already, the encoder has no weights, or options contradict each other.
         FileNotFoundError: the encoder has no classifier.
+        ConnectionError: the engine cannot be reached.
     """
-    _check_options(folder, options, classes)
+    _check_options(folder, options, engine_options, classes)
     if images.fast_decode:
         raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
     if holds_place_index(out):
@@ -95,6 +101,9 @@ def build_place_index(
         classifier = load_classifier(encoder_name)
         check_fits_encoder(classifier, encoder, encoder_name)
     cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
+    engine = engine_metadata(engine_options, out, fingerprint_of(descriptor_metadata(encoder)))
+    if engine is not None:  # before the hours of extraction
+        check_free(engine, out, width=encoder.descriptor_dim)
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     if folder is not None and options.of == "means":
@@ -108,7 +117,8 @@ def build_place_index(
         if not accelerator.is_main_process:
             return
         metadata = IndexMetadata(
-            kind=options.faiss,
+            kind=options.faiss if engine is None else engine.name,
+            engine=engine,
             probes=options.probes,
             part_rows=options.part_rows,
             encoder=descriptor_metadata(encoder),
@@ -153,7 +163,7 @@ def write_index(
         Whether it was committed: no other command came first.
     """
     with ExitStack() as stack:
-        if (index := _trained(rows, metadata.kind, cells)) is not None:
+        if metadata.engine is None and (index := _trained(rows, metadata.kind, cells)) is not None:
             save_index(index, trained := stack.enter_context(new_file(folder, "trained", ".faiss")))
             metadata = replace(
                 metadata,
@@ -179,14 +189,17 @@ def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: 
         if committed := commit(folder, before, metadata):
             size = sum(part.size for part in written) / 1e6
             LOGGER.info("place index of %s in %s, %s MB and the encoder", metadata.rows, folder, f"{size:,.1f}")
-        return committed
+    if committed and form.writer is not None:
+        LOGGER.info("its descriptors are in %s", form.writer.place)
+        form.writer.tidy(folder)
+    return committed
 
 
 def part_format(folder: Path, metadata: IndexMetadata) -> PartFormat:
     """Return what the parts of an index have in common."""
     trained = folder / metadata.trained_file if metadata.trained_file else None
     orientation = metadata.orientation if metadata.stores_features else None
-    return PartFormat(metadata.encoder, trained, metadata.part_rows, orientation)
+    return PartFormat(metadata.encoder, trained, metadata.part_rows, orientation, engine_writer(folder, metadata))
 
 
 def _save_encoders(
@@ -207,7 +220,7 @@ def _save_encoders(
         save_encoder(folders[1], cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
 
 
-def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOptions) -> None:
+def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOptions, classes: ClassOptions) -> None:
     if (folder is None) != (options.of == "classes"):
         raise ValueError(
             "`folder` is needed: an index of images or means is made of the images in it."
@@ -217,6 +230,8 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         )
     if options.faiss == CELLS and options.of != "images":
         raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
+    if engine.engine is not None and options.faiss != IndexOptions().faiss:
+        raise ValueError(f"`faiss` is for an index without an `engine`, got {options.faiss}: leave one of them out.")
     if options.verify and options.of != "images":
         raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from progeo.atomic import remove_abandoned
@@ -57,6 +57,11 @@ def read_metadata(folder: Path) -> IndexMetadata:
         return read_metadata(folder)
 
 
+def holds_uncommitted_parts(folder: Path) -> bool:
+    """Return whether a folder holds parts that no generation names: those that another command writes."""
+    return not {path.name for path in folder.iterdir() if _PART.fullmatch(path.name)} <= _named(folder)
+
+
 @contextmanager
 def new_parts(folder: Path, count: int) -> Iterator[list[Path]]:
     """Create empty folders for new parts, which no other command gets; those that are not committed are removed.
@@ -99,10 +104,9 @@ def new_file(folder: Path, prefix: str, suffix: str) -> Iterator[Path]:
 def finish_update(folder: Path) -> None:
     """Finish what a command that was killed had begun: publish its generation, or remove its data."""
     remove_abandoned(folder)
-    published = folder / _METADATA
-    if _generations(folder) and not (
-        published.is_file() and _read(published).generation == read_metadata(folder).generation
-    ):
+    generations, published = _generations(folder), folder / _METADATA
+    is_published = published.is_file() and _read(published).generation == max(generations, default=0)
+    if generations and not (is_published and len(generations) == 1):
         _publish(folder)
     remove_unused_data(folder)
 
@@ -156,13 +160,13 @@ def commit(folder: Path, before: IndexMetadata | None, metadata: IndexMetadata) 
     """Commit `metadata` as the generation after `before`; returns False if another command came first."""
     if before is None:
         with suppress(FileExistsError):
-            write_new_json(folder / _METADATA, asdict(metadata))
+            write_new_json(folder / _METADATA, metadata.to_json())
             return True
         return False
     generation = before.generation + 1
     path = _path(folder, generation)
     try:
-        write_new_json(path, asdict(replace(metadata, generation=generation)))
+        write_new_json(path, replace(metadata, generation=generation).to_json())
     except FileExistsError:
         return False
     if max(_generations(folder)) > generation:  # this number had been used, and removed for a newer one

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -16,9 +17,11 @@ import pyarrow as pa
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells
-from progeo.evaluation.search import load_index, map_index, save_index
-from progeo.features.store import Rows, load_array
+from progeo.evaluation.kinds import add_rows
+from progeo.evaluation.search import check_searchable, load_index, map_index, save_index
+from progeo.features.store import ReorderedRows, Rows, load_array
 from progeo.image_files import Orientation
+from progeo.localization.former_format import FormerFiles, FormerRows, check_former_files
 from progeo.localization.index_metadata import (
     CATALOGUE,
     DESCRIPTORS,
@@ -30,12 +33,23 @@ from progeo.localization.index_metadata import (
 )
 from progeo.localization.path_table import hashes_of, open_path_table, rows_of_hashes, write_path_table
 from progeo.localization.restriction import Restriction
-from progeo.localization.stored_files import OTHER_CONTENT, StoredFile, check_file, check_present, corrupt, stored_file
+from progeo.localization.stored_files import (
+    OTHER_CONTENT,
+    WHOLE_BYTES,
+    StoredFile,
+    check_file,
+    check_present,
+    corrupt,
+    stored_file,
+)
 from progeo.localization.verifying import extracted_features
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order, cell_range, reaches
 from progeo.places.nearby import looks_toward
 from progeo.verification.feature_file import FeatureFile, StoredFeatures, open_feature_file, write_feature_file
+
+if TYPE_CHECKING:
+    from progeo.localization.stores import DescriptorWriter
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 _VALUES_AT_ONCE = 2**24
@@ -72,6 +86,8 @@ class PartFormat:
     """Maximum number of rows of a part."""
     orientation: Orientation | None = None
     """How images are rotated for their local features; None if parts hold none."""
+    writer: "DescriptorWriter | None" = None
+    """Stores descriptors elsewhere; None if parts hold them."""
 
     def cuts(self, count: int) -> list[tuple[int, int]]:
         """Divide rows into the ranges of parts of about equal size."""
@@ -107,17 +123,22 @@ def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartF
     images = rows.images(first, last)
     images.save(folder / CATALOGUE)
     write_path_table(folder / PATHS, images.table["path"])
-    _write_descriptors(folder, rows, bounds, form)
+    if form.writer is None:
+        _write_descriptors(folder, rows, bounds, form)
     if form.orientation is not None:
         features = rows.features or (lambda *_: extracted_features(images, form.orientation or "exif"))
         write_feature_file(file := folder / FEATURES, features(first, last))
         if num_missing := open_feature_file(file).table["features"].null_count:
             LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
-    return part_metadata(folder, images, form.encoder)
+    metadata = _described(folder, images, form.encoder, {path.name: _stored(path) for path in sorted(folder.iterdir())})
+    if form.writer is not None:
+        form.writer.add(metadata.engine_id, ReorderedRows(rows.descriptors, np.arange(first, last)), images)
+    return metadata
 
 
-def part_metadata(folder: Path, images: Catalogue, encoder: Mapping[str, Any]) -> PartMetadata:
-    """Compute the metadata of a part that was written."""
+def _described(
+    folder: Path, images: Catalogue, encoder: Mapping[str, Any], files: Mapping[Any, StoredFile] = MappingProxyType({})
+) -> PartMetadata:
     known = np.isfinite(images.east) & np.isfinite(images.north)
     degrees = [images.table[name] for name in ("latitude", "longitude")]
     made_from = json.dumps([encoder, images.fingerprint, images.places_fingerprint], sort_keys=True)
@@ -130,7 +151,7 @@ def part_metadata(folder: Path, images: Catalogue, encoder: Mapping[str, Any]) -
         num_degrees=int(np.isfinite(degrees[0].to_numpy()).sum()),
         num_headings=int(np.isfinite(images.heading).sum()),
         cells=cell_range(*degrees),
-        files={path.name: _stored(path) for path in sorted(folder.iterdir())},  # type: ignore[misc]
+        files=files,
     )
 
 
@@ -150,7 +171,7 @@ def _write_descriptors(folder: Path, rows: NewRows, bounds: tuple[int, int], for
             if index is not None:
                 values = np.ascontiguousarray(block, np.float32)
                 if rows.labels is None:
-                    index.add(values)
+                    add_rows(index, values)
                 else:
                     add_to_cells(index, values, rows.labels[start : start + len(block)])
     if index is not None:
@@ -175,8 +196,10 @@ class OpenedPart:
     folder: Path
     metadata: PartMetadata
     images: Catalogue
-    descriptors: np.ndarray
-    """Float16 or float32 (n, D)."""
+    path_table: np.ndarray
+    """See `open_path_table`."""
+    descriptors: np.ndarray | FormerRows
+    """Float16 or float32 (n, D), or as an index of format 1 restores them; (n, 0) if an engine holds them."""
     index: faiss.Index | None
     """Its compressed index; None if rows are compared exactly."""
     features: FeatureFile | None
@@ -192,7 +215,7 @@ class OpenedPart:
         Returns:
             Pairs of a position in `paths` and a row, int64 (p,) each.
         """
-        wanted, rows = rows_of_hashes(self._path_table, hashes)
+        wanted, rows = rows_of_hashes(self.path_table, hashes)
         if not len(rows):
             return wanted, rows
         found = self.images.table["path"].take(rows).to_pylist()
@@ -213,9 +236,31 @@ class OpenedPart:
     def _cell_order(self) -> CellOrder:
         return build_cell_order(self.images.table["latitude"], self.images.table["longitude"])
 
-    @cached_property
-    def _path_table(self) -> np.ndarray:
-        return open_path_table(self.folder / PATHS, self.metadata.rows)
+
+def open_parts(folder: Path, metadata: IndexMetadata) -> list[OpenedPart]:
+    """Open the parts of an index; errors as of `open_part`."""
+    if metadata.former is not None:
+        return [_open_former(folder, metadata.former, metadata)]
+    return [open_part(folder, part, metadata) for part in metadata.parts]
+
+
+def _open_former(folder: Path, files: FormerFiles, metadata: IndexMetadata) -> OpenedPart:
+    """Open the rows of an index of format 1 as if they were one part."""
+    check_former_files(folder, files)
+    images = open_images(folder / files.catalogue_file, folder)
+    if not files.digests:
+        check_searchable(folder / files.faiss_file)
+    index = map_index(folder / files.faiss_file, probes=metadata.probes)
+    features = open_feature_file(folder / files.features_file) if files.features_file else None
+    if features is not None and files.digests and files.digests.get(files.features_file) != features.fingerprint:
+        raise corrupt(features.path, OTHER_CONTENT)
+    if len({len(images), index.ntotal, files.images, files.images if features is None else len(features)}) > 1:
+        raise ValueError(
+            f"The files of {folder} do not belong together: {files.images:,} rows in index.json, {len(images):,} in "
+            f"{files.catalogue_file}, {index.ntotal:,} in {files.faiss_file}. Build the index anew."
+        )
+    described = _described(folder, images, metadata.encoder)
+    return OpenedPart(folder, described, images, np.empty((2, 0), np.uint64), FormerRows(index), index, features)
 
 
 def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> OpenedPart:
@@ -232,8 +277,11 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
     for name, stored in part.files.items():
         if name != FEATURES:  # each row of which has a checksum of its own
             check_file(where / name, stored, folder)
-    images = open_images(where / CATALOGUE, where)
-    descriptors = load_array(where / DESCRIPTORS, mapped=True)
+    is_small = part.files[CATALOGUE].size <= WHOLE_BYTES
+    images = open_images(where / CATALOGUE, where, completely=is_small)
+    descriptors = np.empty((part.rows, 0), np.float32)
+    if DESCRIPTORS in part.files:
+        descriptors = load_array(where / DESCRIPTORS, mapped=True)
     index = map_index(where / FAISS, probes=metadata.probes) if FAISS in part.files else None
     features = _open_features(where / FEATURES, part.files[FEATURES], folder) if FEATURES in part.files else None
     widths = {descriptors.shape[1] if descriptors.ndim == 2 else 0, descriptors.shape[1] if index is None else index.d}
@@ -244,7 +292,7 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
             f"The files of {where} do not belong together: {part.rows:,} rows in index.json, {len(images):,} in "
             f"{CATALOGUE}, {descriptors.shape} {descriptors.dtype} in {DESCRIPTORS}. Build the index anew."
         )
-    return OpenedPart(where, part, images, descriptors, index, features)
+    return OpenedPart(where, part, images, open_path_table(where / PATHS, part.rows), descriptors, index, features)
 
 
 def _stored(path: Path) -> StoredFile:
@@ -263,13 +311,16 @@ def _open_features(path: Path, stored: StoredFile, folder: Path) -> FeatureFile:
     return features
 
 
-def open_images(file: Path, folder: Path) -> Catalogue:
+def open_images(file: Path, folder: Path, *, completely: bool = True) -> Catalogue:
     """Open the catalogue of a part.
+
+    Args:
+        completely: see `open_catalogue`.
 
     Raises:
         ValueError: the file is corrupt, or of other columns.
     """
-    catalogue = open_catalogue(file, folder)
+    catalogue = open_catalogue(file, folder, completely=completely)
     if tuple(catalogue.table.column_names) != COLUMNS:
         raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(COLUMNS)}.")
     return catalogue

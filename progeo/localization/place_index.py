@@ -31,12 +31,13 @@ from progeo.localization.confidence import (
     confidence_features,
     score_probabilities,
 )
+from progeo.localization.engines.store import open_engine_store
 from progeo.localization.extraction import check_at_least, find_photos
 from progeo.localization.index_folder import ENCODER_FOLDER, read_metadata
 from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
-from progeo.localization.part_files import OpenedPart, known_rows, open_part
+from progeo.localization.part_files import OpenedPart, known_rows, open_parts
 from progeo.localization.removed_rows import open_removed
 from progeo.localization.restriction import Restriction
 from progeo.localization.stored_files import check_file
@@ -356,14 +357,15 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
     source = folder / ENCODER_FOLDER
     for name, stored in metadata.files.items():
         check_file(folder / name, stored, folder)
-    parts = [open_part(folder, part, metadata) for part in metadata.parts]
+    parts = open_parts(folder, metadata)
     encoder = load_encoder(source)
     if not is_metadata_of(metadata.encoder, encoder):
         raise ValueError(
             f"{folder} was not built with the encoder in {source}, as its index.json says: put that one back, or build "
             f"it anew."
         )
-    if len(widths := {encoder.descriptor_dim, *(part.descriptors.shape[1] for part in parts)}) > 1:
+    held = [] if metadata.engine is not None else parts
+    if len(widths := {encoder.descriptor_dim, *(part.descriptors.shape[1] for part in held)}) > 1:
         raise ValueError(
             f"The files of {folder} do not belong together: descriptors of {', '.join(map(str, sorted(widths)))} "
             f"dimensions. Build the index anew."
@@ -372,7 +374,9 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
     features = JoinedFeatures([part.features for part in parts if part.features is not None])
     removed = open_removed(folder, metadata)
     table = pa.concat_tables([part.images.table for part in parts])
-    store = LocalStore(parts, removed, folder, cells)
+    store: DescriptorStore = LocalStore(parts, removed, folder, cells)
+    if metadata.engine is not None:
+        store = open_engine_store(folder, metadata, removed)
     return PlaceIndex(
         folder,
         metadata,

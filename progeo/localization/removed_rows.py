@@ -1,5 +1,6 @@
 """The rows of a place index that are removed, until it is compacted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from progeo.atomic import replacing
 from progeo.features.store import load_array
 from progeo.localization.index_metadata import IndexMetadata
-from progeo.localization.stored_files import StoredFile, stored_file
+from progeo.localization.stored_files import stored_file
 
 
 def open_removed(folder: Path, metadata: IndexMetadata) -> np.ndarray:
@@ -25,8 +26,10 @@ def open_removed(folder: Path, metadata: IndexMetadata) -> np.ndarray:
     return rows
 
 
-def write_removed(path: Path, rows: np.ndarray) -> StoredFile:
-    """Write removed rows, sorted, int64 (r,)."""
+def with_removed(metadata: IndexMetadata, path: Path, rows: np.ndarray) -> IndexMetadata:
+    """Write removed rows, sorted, int64 (r,), to a new file, and return metadata that name it."""
     with replacing(path) as temporary:
         np.save(temporary, rows)
-    return stored_file(path)
+    files = {name: file for name, file in metadata.files.items() if name != metadata.removed_file}
+    files[path.name] = stored_file(path)
+    return replace(metadata, removed_file=path.name, num_removed=len(rows), files=files)

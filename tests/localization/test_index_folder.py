@@ -7,110 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 
-import numpy as np
-import pyarrow as pa
 import pytest
+from small_indexes import DIM, add, contents, expected, images, small_index
 
 from progeo.cli import main
 from progeo.commands.index import build_index as build_command
-from progeo.export.weights import load_encoder, save_encoder
-from progeo.features.descriptors import descriptor_metadata
+from progeo.export.weights import save_encoder
 from progeo.features.options import CacheOptions, WorkOptions
-from progeo.features.store import ShardedRows
-from progeo.localization.adding import add_images
-from progeo.localization.building import rows_in_cell_order, write_index
 from progeo.localization.index_folder import commit, finish_update, read_metadata
-from progeo.localization.index_metadata import IndexMetadata
-from progeo.localization.place_index import located_images, open_place_index
+from progeo.localization.place_index import open_place_index
 from progeo.localization.stored_files import stored_file
 from progeo.locks import locked
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
-from progeo.verification.feature_file import to_store
-
-DIM = 256
-
-
-def images(prefix, count):
-    """Images of an index and their descriptors, of which every one says whose it is."""
-    east, nothing = np.arange(count, dtype=float), np.full(count, np.nan)
-    numbers = {"east": east, "north": east, "zone": np.zeros(count, np.int8), "heading": nothing}
-    table = pa.table({"path": pa.array([f"{prefix}{row}.jpg" for row in range(count)], pa.large_string()), **numbers})
-    first = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}[prefix]
-    return table, np.stack([np.full(count, first), east, *np.zeros((DIM - 2, count))], axis=1).astype(np.float32)
-
-
-def stored(folder, values):
-    rows = ShardedRows(folder, num_rows=len(values), width=DIM, shard_size=len(values), dtype="float32")
-    rows.write_shard(0, values)
-    return rows
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    save_encoder(folder, build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM), provenance={}, recalls={})
-    return folder
-
-
-def built(folder, encoder, tmp_path, *, images_of="a", features=None, **settings):
-    """Build an index of three images, such as a0, a1, a2."""
-    shutil.copytree(encoder, folder / "model")
-    table, values = images(images_of, 3)
-    metadata = IndexMetadata(
-        kind=settings.pop("kind", "Flat"),
-        probes=1,
-        encoder=descriptor_metadata(load_encoder(folder / "model")),
-        image_size=(48, 48),
-        database_preprocessing="hard_resize",
-        query_preprocessing="hard_resize",
-        stores_features=features is not None,
-        parts=(),
-        **settings,
-    )
-    rows = rows_in_cell_order(located_images(Catalogue(folder, table)), stored(tmp_path / "rows", values))
-    if features is not None:
-        rows = replace(rows, features=lambda first, last: map(to_store, features[first:last]))
-    assert write_index(folder, metadata, rows)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def original(encoder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("index")
-    return built(folder / "index", encoder, folder)
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    shutil.copytree(original, tmp_path / "index")
-    return tmp_path / "index"
-
-
-def add(opened, tmp_path, prefix, count=2):
-    table, values = images(prefix, count)
-    add_images(opened, located_images(Catalogue(opened.folder, table)), stored(tmp_path / f"rows_{prefix}", values))
-
-
-def contents(folder):
-    """The descriptors that an index finds by the names of its images, and that no other file lies beside its own."""
-    opened = open_place_index(folder)
-    names = [name.rpartition("/")[2] for name in opened.catalogue.table["path"].to_pylist()]
-    values = np.concatenate([part.descriptors for part in opened.parts])
-    found = opened.store.search(values, 1, probes=1, refine=0).rows[:, 0]
-    kept = np.setdiff1d(np.arange(len(names)), opened.removed)
-    assert found[kept].tolist() == kept.tolist()
-    metadata = opened.metadata
-    generation = {f"index_{metadata.generation}.json"} if metadata.generation else set()
-    assert {path.name for path in folder.iterdir()} == {"index.json", "model", *metadata.data_names, *generation}
-    kept_names = [names[row] for row in kept]
-    assert len(set(kept_names)) == len(kept_names) == metadata.images
-    return dict(zip(kept_names, values[kept, :2].tolist(), strict=True))
-
-
-def expected(**counts):
-    first = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
-    return {f"{name}{row}.jpg": [first[name], row] for name, count in counts.items() for row in range(count)}
 
 
 def test_images_that_two_commands_add_at_once_are_all_there_with_their_own_descriptors(folder, tmp_path):
@@ -121,8 +30,8 @@ def test_images_that_two_commands_add_at_once_are_all_there_with_their_own_descr
     assert read_metadata(folder).generation == 2
 
 
-def test_local_features_stay_in_the_rows_of_their_images_when_two_commands_add_at_once(encoder, tmp_path):
-    folder = built(tmp_path / "index", encoder, tmp_path, features=[b"a0", None, b"a2"])
+def test_local_features_stay_in_the_rows_of_their_images_when_two_commands_add_at_once(small_encoder, tmp_path):
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, features=[b"a0", None, b"a2"])
     first, second = open_place_index(folder), open_place_index(folder)
     add(first, tmp_path, "b")
     add(second, tmp_path, "c")
@@ -177,7 +86,7 @@ def test_an_index_that_was_built_anew_with_another_encoder_takes_no_descriptors_
     shutil.rmtree(folder)
     other = build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM, seed=1)
     save_encoder(tmp_path / "other", other, provenance={}, recalls={})
-    built(folder, tmp_path / "other", tmp_path)
+    small_index(folder, tmp_path / "other", tmp_path)
     with pytest.raises(ValueError, match="was built anew meanwhile, and differently"):
         add(opened, tmp_path, "b")
     assert contents(folder) == expected(a=3)
@@ -225,7 +134,7 @@ def with_part(values, **changes):
         ({"query_preprocessing": "maj_voting"}, "one of hard_resize, .*, got 'maj_voting' in query_preprocessing"),
         ({"database_preprocessing": ["native"]}, r"one of hard_resize, .*, got \['native'\] in database_preprocessing"),
         ({"generation": -1}, "expected int >= 0, got -1 in generation"),
-        ({"format": 3}, "index.json is not a place index in format 2"),
+        ({"format": 3}, "index.json is not a place index in format 1 or 2"),
         ({"calibration": []}, r"index.json .* expected .*Calibration, got \[\] in calibration"),
         ({"calibration": {}}, "calibration in .*index.json .* missing the field radius_m. Set calibration to null"),
         (
