@@ -21,7 +21,7 @@ from progeo.localization.index_folder import (
     read_metadata,
     remove_unused_data,
 )
-from progeo.localization.index_metadata import IndexMetadata, PartMetadata
+from progeo.localization.index_metadata import IndexMetadata, PartMetadata, check_format
 from progeo.localization.part_files import NewRows, known_rows, open_parts, write_part
 from progeo.localization.place_index import PlaceIndex, absolute_images, located_images, open_place_index, rows_in_index
 from progeo.localization.removed_rows import open_removed, with_removed
@@ -41,6 +41,7 @@ def add_to_place_index(
     if accelerator.is_main_process:
         finish_update(index_folder)
     index = open_place_index(index_folder, accelerator)
+    check_format(index.metadata, index_folder)
     if index.metadata.holds_classes:
         raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")
     catalogue = read_images(folder)

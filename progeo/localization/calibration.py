@@ -26,7 +26,7 @@ from progeo.localization.confidence import (
     held_out_confidences,
 )
 from progeo.localization.index_folder import commit, finish_update
-from progeo.localization.index_metadata import IndexMetadata
+from progeo.localization.index_metadata import IndexMetadata, check_format
 from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
 from progeo.localization.verifying import Verifier, build_verifier
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -63,6 +63,7 @@ def calibrate_place_index(
     if accelerator.is_main_process:
         finish_update(index_folder)
     index = open_place_index(index_folder, accelerator)
+    check_format(index.metadata, index_folder)
     if max_loss is not None and not index.store.num_lists:
         raise ValueError(
             f"`max_loss` is for an index of inverted lists, and {index_folder} is {index.metadata.kind}: build it with "

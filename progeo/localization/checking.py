@@ -7,7 +7,7 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.localization.index_folder import read_metadata
-from progeo.localization.index_metadata import FEATURES, PATHS
+from progeo.localization.index_metadata import FEATURES, PATHS, check_format
 from progeo.localization.part_files import OpenedPart
 from progeo.localization.path_table import hashes_of, rows_of_hashes
 from progeo.localization.place_index import open_place_index
@@ -23,6 +23,7 @@ def check_place_index(folder: Path) -> None:
         FileNotFoundError: there is no index.
         ValueError: something is wrong; the message has a line for each fault.
     """
+    check_format(read_metadata(folder), folder)
     faults = [fault for check in _file_checks(folder) if (fault := _fault_of(check))]
     if not faults:
         opened = open_place_index(folder)

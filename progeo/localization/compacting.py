@@ -10,13 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from progeo.engine.log import LOGGER
+from progeo.evaluation.kinds import default_refine
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.parts import Part, Parts
+from progeo.evaluation.search import load_index, save_index
 from progeo.localization.building import part_format, save_parts, write_index
-from progeo.localization.index_folder import finish_update, read_metadata, remove_unused_data
-from progeo.localization.index_metadata import IndexMetadata
+from progeo.localization.former_format import FormerFiles
+from progeo.localization.index_folder import finish_update, new_file, read_metadata, remove_unused_data
+from progeo.localization.index_metadata import EXACT, FORMAT, IndexMetadata
 from progeo.localization.part_files import NewRows, OpenedPart, open_parts
 from progeo.localization.removed_rows import open_removed
+from progeo.localization.stored_files import stored_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import cell_order
 from progeo.places.geographic import degrees_of
@@ -30,8 +34,10 @@ _ROWS_AT_ONCE = 2**16
 def compact_place_index(folder: Path) -> None:
     """Write the images of a place index anew, in as few parts as possible and without those that are removed.
 
+    An index of format 1 is converted.
+
     Raises:
-        ValueError: an engine searches the index.
+        ValueError: an engine searches the index, or an index of format 1 is of a kind that restores no descriptors.
     """
     finish_update(folder)
     if (engine := read_metadata(folder).engine) is not None:
@@ -43,18 +49,46 @@ def compact_place_index(folder: Path) -> None:
 
 def _compacted(folder: Path, metadata: IndexMetadata) -> bool:
     """Commit an index that is compact, if it is not already; returns False if another command came first."""
-    is_outgrown = metadata.kind != CELLS and metadata.images > _MAX_GROWTH * metadata.trained_on > 0
+    if metadata.former is not None:
+        return _converted(folder, metadata, metadata.former)
+    is_outgrown = metadata.kind != CELLS and metadata.images > _MAX_GROWTH * metadata.trained_on
+    is_trained_again = is_outgrown and bool(metadata.trained_file)
     num_parts = len(part_format(folder, metadata).cuts(metadata.images))
-    if not metadata.num_removed and len(metadata.parts) <= num_parts and not (metadata.trained_file and is_outgrown):
+    if not metadata.num_removed and len(metadata.parts) <= num_parts and not is_trained_again:
         LOGGER.info("%s is compact already: %d parts, no removed images", folder, len(metadata.parts))
         return True
     rows = _kept_rows(folder, metadata, open_parts(folder, metadata))
     files = {name: file for name, file in metadata.files.items() if name == metadata.trained_file}
     compact = replace(metadata, removed_file="", num_removed=0, files=files)
-    if metadata.trained_file and is_outgrown:
+    if is_trained_again:
         LOGGER.info("the index was trained for %s rows: it is trained again", f"{metadata.trained_on:,}")
         return write_index(folder, compact, rows, before=metadata)
     return save_parts(folder, compact, rows, before=metadata)
+
+
+def _converted(folder: Path, metadata: IndexMetadata, former: FormerFiles) -> bool:
+    """Commit an index of format 1 in the current format; returns False if another command came first.
+
+    Raises:
+        ValueError: its kind of index restores no descriptors.
+    """
+    parts = open_parts(folder, metadata)
+    rows = _kept_rows(folder, metadata, parts)
+    converted = replace(metadata, former=None, format=FORMAT, trained_on=len(rows))
+    if metadata.kind == EXACT:
+        return save_parts(folder, converted, rows, before=metadata)
+    index = load_index(folder / former.faiss_file)
+    if default_refine(index):
+        LOGGER.warning(
+            "an index of the kind %s restores descriptors with a loss, which the converted index keeps: build it anew "
+            "to be rid of it",
+            metadata.kind,
+        )
+    index.reset()
+    with new_file(folder, "trained", ".faiss") as path:
+        save_index(index, path)
+        converted = replace(converted, trained_file=path.name, files={path.name: stored_file(path)})
+        return save_parts(folder, converted, rows, before=metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +129,12 @@ def _kept_rows(folder: Path, metadata: IndexMetadata, parts: list[OpenedPart]) -
     return NewRows(
         _StoredRows(Parts([Part(part.descriptors, part.index) for part in parts]), order),
         lambda first, last: images.take(order[first:last]),
-        np.concatenate([_lists_of_rows(part.index) for part in parts])[order] if metadata.kind == CELLS else None,
+        np.concatenate([lists_of_rows(part.index) for part in parts])[order] if metadata.kind == CELLS else None,
         (lambda first, last: stored.stored(order[first:last].tolist())) if metadata.stores_features else None,
     )
 
 
-def _lists_of_rows(index: Any) -> np.ndarray:
+def lists_of_rows(index: Any) -> np.ndarray:
     """Return the inverted list of each row, int64 (n,)."""
     lists = np.empty(index.ntotal, np.int64)
     for number in range(index.nlist):

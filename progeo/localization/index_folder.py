@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from progeo.atomic import remove_abandoned
@@ -160,13 +160,13 @@ def commit(folder: Path, before: IndexMetadata | None, metadata: IndexMetadata) 
     """Commit `metadata` as the generation after `before`; returns False if another command came first."""
     if before is None:
         with suppress(FileExistsError):
-            write_new_json(folder / _METADATA, asdict(metadata))
+            write_new_json(folder / _METADATA, metadata.to_json())
             return True
         return False
     generation = before.generation + 1
     path = _path(folder, generation)
     try:
-        write_new_json(path, asdict(replace(metadata, generation=generation)))
+        write_new_json(path, replace(metadata, generation=generation).to_json())
     except FileExistsError:
         return False
     if max(_generations(folder)) > generation:  # this number had been used, and removed for a newer one

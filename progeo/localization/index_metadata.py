@@ -1,7 +1,7 @@
 """Metadata of a place index and of its parts: the content of `index.json`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -13,6 +13,7 @@ from progeo.image_files import Orientation
 from progeo.json_files import as_kind
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, Verification, calibration_from_json
 from progeo.localization.engines.connecting import EngineMetadata
+from progeo.localization.former_format import FormerFiles, former_fields
 from progeo.localization.options import IndexOf
 from progeo.localization.stored_files import StoredFile
 from progeo.models.options import Preprocessing
@@ -119,12 +120,14 @@ class IndexMetadata:
     """Number of updates since the index was built."""
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     """The files that `trained_file` and `removed_file` name."""
-    format: Literal[2] = FORMAT
+    former: FormerFiles | None = None
+    """Its data files if it is in format 1, which has no parts; never stored."""
+    format: Literal[1, 2] = FORMAT
 
     @property
     def num_rows(self) -> int:
         """Number of all rows, also of those that are removed."""
-        return sum(part.rows for part in self.parts)
+        return sum(part.rows for part in self.parts) if self.former is None else self.former.images
 
     @property
     def images(self) -> int:
@@ -149,7 +152,12 @@ class IndexMetadata:
     @property
     def data_names(self) -> set[str]:
         """Names of the folders of parts, and of other data files."""
-        return {part.name for part in self.parts} | {*filter(None, (self.trained_file, self.removed_file))}
+        names = {part.name for part in self.parts} | {*filter(None, (self.trained_file, self.removed_file))}
+        return names if self.former is None else self.former.names
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `index.json` stores."""
+        return {name: value for name, value in asdict(self).items() if name != "former"}
 
 
 def read_index_metadata(path: Path, generation_name: str) -> IndexMetadata:
@@ -162,14 +170,18 @@ def read_index_metadata(path: Path, generation_name: str) -> IndexMetadata:
         ValueError: the file is not as progeo writes it; the message names it.
     """
     values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a place index in format {FORMAT}.")
+    if not isinstance(values, dict) or values.get("format") not in (1, FORMAT):
+        raise ValueError(f"{path} is not a place index in format 1 or {FORMAT}.")
     calibration = values.get("calibration")
     if isinstance(calibration, dict):
         calibration = calibration_from_json(calibration, f"The calibration in {path}")
-    metadata = as_kind({**values, "calibration": calibration}, IndexMetadata, path, advice=ADVICE)
+    values = {**values, "calibration": calibration}
+    if values["format"] == 1:
+        metadata = IndexMetadata(**former_fields(values, path, advice=ADVICE))
+    else:
+        metadata = as_kind(values, IndexMetadata, path, advice=ADVICE)
+        _check_parts(metadata, path)
     _check_classes(metadata, path)
-    _check_parts(metadata, path)
     verification = metadata.verification
     if verification and (calibration is None or calibration.radius_m != verification.calibration.radius_m):
         raise ValueError(
@@ -181,6 +193,12 @@ def read_index_metadata(path: Path, generation_name: str) -> IndexMetadata:
             f"{path} has the content of generation {metadata.generation}: remove it, or put the correct one back."
         )
     return metadata
+
+
+def check_format(metadata: IndexMetadata, folder: Path) -> None:
+    """Refuse to change an index of format 1."""
+    if metadata.former is not None:
+        raise ValueError(f"{folder} is in format 1, which is only searched: run `progeo index compact` first.")
 
 
 def _check_classes(metadata: IndexMetadata, path: Path) -> None:
@@ -201,6 +219,8 @@ def _check_classes(metadata: IndexMetadata, path: Path) -> None:
 
 def _check_parts(metadata: IndexMetadata, path: Path) -> None:
     names = [part.name for part in metadata.parts]
+    if metadata.former is not None:
+        raise ValueError(f"{path} is in format {FORMAT} and has files of format 1: put the file back.")
     if not names or len(set(names)) < len(names) or metadata.num_removed > metadata.num_rows:
         raise ValueError(f"{path} has no parts, a part twice, or more removed rows than rows: put the file back.")
     if {*metadata.files} != {*filter(None, (metadata.trained_file, metadata.removed_file))}:

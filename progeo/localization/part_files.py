@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -16,9 +17,10 @@ import pyarrow as pa
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells
-from progeo.evaluation.search import load_index, map_index, save_index
+from progeo.evaluation.search import check_searchable, load_index, map_index, save_index
 from progeo.features.store import ReorderedRows, Rows, load_array
 from progeo.image_files import Orientation
+from progeo.localization.former_format import FormerFiles, FormerRows, check_former_files
 from progeo.localization.index_metadata import (
     CATALOGUE,
     DESCRIPTORS,
@@ -119,14 +121,15 @@ def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartF
         write_feature_file(file := folder / FEATURES, features(first, last))
         if num_missing := open_feature_file(file).table["features"].null_count:
             LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
-    metadata = part_metadata(folder, images, form.encoder)
+    metadata = _described(folder, images, form.encoder, {path.name: _stored(path) for path in sorted(folder.iterdir())})
     if form.writer is not None:
         form.writer.add(metadata.engine_id, ReorderedRows(rows.descriptors, np.arange(first, last)), images)
     return metadata
 
 
-def part_metadata(folder: Path, images: Catalogue, encoder: Mapping[str, Any]) -> PartMetadata:
-    """Compute the metadata of a part that was written."""
+def _described(
+    folder: Path, images: Catalogue, encoder: Mapping[str, Any], files: Mapping[Any, StoredFile] = MappingProxyType({})
+) -> PartMetadata:
     known = np.isfinite(images.east) & np.isfinite(images.north)
     degrees = [images.table[name] for name in ("latitude", "longitude")]
     made_from = json.dumps([encoder, images.fingerprint, images.places_fingerprint], sort_keys=True)
@@ -139,7 +142,7 @@ def part_metadata(folder: Path, images: Catalogue, encoder: Mapping[str, Any]) -
         num_degrees=int(np.isfinite(degrees[0].to_numpy()).sum()),
         num_headings=int(np.isfinite(images.heading).sum()),
         cells=cell_range(*degrees),
-        files={path.name: _stored(path) for path in sorted(folder.iterdir())},  # type: ignore[misc]
+        files=files,
     )
 
 
@@ -186,8 +189,8 @@ class OpenedPart:
     images: Catalogue
     path_table: np.ndarray
     """See `open_path_table`."""
-    descriptors: np.ndarray
-    """Float16 or float32 (n, D); (n, 0) if an engine holds them."""
+    descriptors: np.ndarray | FormerRows
+    """Float16 or float32 (n, D), or as an index of format 1 restores them; (n, 0) if an engine holds them."""
     index: faiss.Index | None
     """Its compressed index; None if rows are compared exactly."""
     features: FeatureFile | None
@@ -227,7 +230,28 @@ class OpenedPart:
 
 def open_parts(folder: Path, metadata: IndexMetadata) -> list[OpenedPart]:
     """Open the parts of an index; errors as of `open_part`."""
+    if metadata.former is not None:
+        return [_open_former(folder, metadata.former, metadata)]
     return [open_part(folder, part, metadata) for part in metadata.parts]
+
+
+def _open_former(folder: Path, files: FormerFiles, metadata: IndexMetadata) -> OpenedPart:
+    """Open the rows of an index of format 1 as if they were one part."""
+    check_former_files(folder, files)
+    images = open_images(folder / files.catalogue_file, folder)
+    if not files.digests:
+        check_searchable(folder / files.faiss_file)
+    index = map_index(folder / files.faiss_file, probes=metadata.probes)
+    features = open_feature_file(folder / files.features_file) if files.features_file else None
+    if features is not None and files.digests and files.digests.get(files.features_file) != features.fingerprint:
+        raise corrupt(features.path, OTHER_CONTENT)
+    if len({len(images), index.ntotal, files.images, files.images if features is None else len(features)}) > 1:
+        raise ValueError(
+            f"The files of {folder} do not belong together: {files.images:,} rows in index.json, {len(images):,} in "
+            f"{files.catalogue_file}, {index.ntotal:,} in {files.faiss_file}. Build the index anew."
+        )
+    described = _described(folder, images, metadata.encoder)
+    return OpenedPart(folder, described, images, np.empty((2, 0), np.uint64), FormerRows(index), index, features)
 
 
 def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> OpenedPart:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from progeo.engine.log import LOGGER
 from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import commit, finish_update, new_file, read_metadata, remove_unused_data
-from progeo.localization.index_metadata import IndexMetadata
+from progeo.localization.index_metadata import IndexMetadata, check_format
 from progeo.localization.part_files import OpenedPart, open_parts
 from progeo.localization.path_table import hashes_of
 from progeo.localization.removed_rows import open_removed, with_removed
@@ -73,6 +73,7 @@ def remove_from_place_index(folder: Path, choice: Choice) -> None:
 
 def _removed(folder: Path, metadata: IndexMetadata, choice: Choice) -> bool:
     """Commit that rows are removed; returns False if another command came first."""
+    check_format(metadata, folder)
     if metadata.holds_classes:
         raise ValueError(f"{folder} is of classes, which cannot be removed: build it anew.")
     before, start, found = open_removed(folder, metadata), 0, [np.empty(0, np.int64)]

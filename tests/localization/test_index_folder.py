@@ -134,7 +134,7 @@ def with_part(values, **changes):
         ({"query_preprocessing": "maj_voting"}, "one of hard_resize, .*, got 'maj_voting' in query_preprocessing"),
         ({"database_preprocessing": ["native"]}, r"one of hard_resize, .*, got \['native'\] in database_preprocessing"),
         ({"generation": -1}, "expected int >= 0, got -1 in generation"),
-        ({"format": 3}, "index.json is not a place index in format 2"),
+        ({"format": 3}, "index.json is not a place index in format 1 or 2"),
         ({"calibration": []}, r"index.json .* expected .*Calibration, got \[\] in calibration"),
         ({"calibration": {}}, "calibration in .*index.json .* missing the field radius_m. Set calibration to null"),
         (
