@@ -67,7 +67,7 @@ def test_shares_are_extracted_one_by_one_and_found_by_whoever_needs_all(images, 
             ["--share", "0/4"],
             "error: --share must be a number from 1 on and how many there are, such as 3/64, got '0/4'",
         ),
-        (["--ray_address", "a:1"], "error: --ray_address is for --engine ray, got local"),
+        (["--ray_address", "a:1"], "--ray_address is for --engine ray, got local"),
     ],
 )
 def test_what_cannot_be_is_refused(others, sentence, images, tmp_path):
