@@ -1,9 +1,11 @@
 """Workers on the machines of a Ray cluster, which may come and go while they work."""
 
 import os
+import signal
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,8 @@ _MAX_LOSSES = 4
 """Number of times that a call may be lost, and workers in turn may fail to start, before it is an error."""
 _AHEAD = 2
 """Number of calls that a worker has, one of which waits until it has finished the other."""
+_LONGEST_S = 10.0
+"""Longest time that a cluster may take to answer."""
 _LOOK_S = 2.0
 """Longest time between two looks at which machines there are."""
 
@@ -35,14 +39,21 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
+        host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+        if port.isdecimal():  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=_LONGEST_S).close()
         ray.init(address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"There is no Ray cluster at `ray_address` {address}: {first_line(error)}. Start one by "
             f"ray start --head, or omit the address for one of this machine alone."
         ) from None
+    with suppress(ValueError):  # outside of the main thread
+        signal.signal(signal.SIGTERM, terminated)  # Ray has put its own handler in place of it
     try:
         yield
     finally:

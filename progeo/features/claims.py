@@ -125,8 +125,10 @@ def _content(path: Path) -> str:
 
 
 def _has_ended(number: str) -> bool:
-    """Return whether no process has this number; False for what is no number."""
+    """Return whether a process of this machine has ended; False for what is no number."""
     try:
-        return not psutil.pid_exists(int(number))
-    except (ValueError, OverflowError):
+        return psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (ValueError, OverflowError, psutil.Error):
         return False

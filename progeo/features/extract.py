@@ -76,8 +76,6 @@ def extract_features(
     missing = sorted(set(rows.missing_shards()).intersection(share.of(rows.shards) if share else rows.shards))
     with Claims(folder) as claims:
         if of_main_process(bool(missing)):
-            if accelerator.is_main_process:
-                remove_abandoned(folder)
             if extractor.prepare is not None:
                 extractor.prepare(rows, claims)
             total, hidden = sum(len(rows.shard_rows(shard)) for shard in missing), not accelerator.is_main_process
@@ -95,7 +93,8 @@ def extract_features(
                 shared = SharedShards(rows, claims, missing, bar)
                 _write_shards(shared, found, catalogue, allowed=allowed, num_processes=accelerator.num_processes)
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+        if accelerator.is_main_process:  # of processes that were killed
+            remove_abandoned(folder)
             remove_old_claims(rows, claims)
     if cache.is_kept:
         done = "written to" if missing else "found in"
