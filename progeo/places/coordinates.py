@@ -309,22 +309,31 @@ def _from_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedAr
     if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
         texts = pa.array(np.asarray(texts, object), pa.large_string())  # Arrow 16 does not convert NumPy text arrays
     ranges = _northings_of_words()
-    words = pc.utf8_lower(pc.utf8_trim_whitespace(texts.cast(pa.large_string())))
-    codes = pc.index_in(words, value_set=pa.array(list(ranges), pa.large_string())).fill_null(-1).to_numpy()
+    codes = _codes(texts, list(ranges))
     found = np.full(len(north), Hemisphere.UNKNOWN, np.int8)
     for code in np.unique(codes[codes >= 0]).tolist():
         here = codes == code
         found[here] = _fitting(north[here], list(ranges.values())[code])
     is_s = codes == list(ranges).index("s")
-    found[is_s & (found == Hemisphere.NORTHERN)] = Hemisphere.SOUTHERN if _are_halves(north, words) else _BAND_S
+    found[is_s & (found == Hemisphere.NORTHERN)] = Hemisphere.SOUTHERN if _are_halves(north, codes) else _BAND_S
     return found
 
 
-def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
+def _codes(texts: pa.Array | pa.ChunkedArray, words: list[str]) -> np.ndarray:
+    """Return which of the words each text is in any case, int32 (N,), -1 if none; each different text is read once."""
+    different = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
+    if isinstance(different, pa.ChunkedArray):
+        different = different.unify_dictionaries().combine_chunks()
+    values = pc.utf8_lower(pc.utf8_trim_whitespace(different.dictionary.cast(pa.large_string())))
+    codes = pc.index_in(values, value_set=pa.array(words, pa.large_string())).fill_null(-1).to_numpy()
+    return np.append(codes, np.int32(-1))[different.indices.fill_null(len(codes)).to_numpy()]
+
+
+def _are_halves(north: np.ndarray, codes: np.ndarray) -> bool:
     """Return whether N and S in a column mean north and south, because as bands they contradict many northings."""
     outside = total = 0
     for letter in "ns":
-        meters = north[np.asarray(pc.fill_null(pc.equal(words, letter), False))]
+        meters = north[codes == list(_northings_of_words()).index(letter)]
         meters = meters[np.isfinite(meters)]
         outside += int((_fitting(meters, _northings_of_words()[letter][:1]) == Hemisphere.CONTRADICTED).sum())
         total += len(meters)
@@ -333,7 +342,9 @@ def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
 
 def _from_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
     known = np.isfinite(latitude)
-    middle = northings_of(np.clip(np.where(known, latitude, 0.0), _LOWEST_DEG, _HIGHEST_DEG))
+    middle = np.empty(len(latitude))
+    for rows in _slices(len(latitude)):
+        middle[rows] = northings_of(np.clip(np.where(known[rows], latitude[rows], 0.0), _LOWEST_DEG, _HIGHEST_DEG))
     found = _fitting(north, [(middle - _LATITUDE_SLACK_M, middle + _LATITUDE_SLACK_M)])
     return np.where(known, found, Hemisphere.UNKNOWN)
 
