@@ -112,7 +112,7 @@ class Nearest:
         self, queries: np.ndarray, block: np.ndarray, of: np.ndarray, rows: np.ndarray, *, first: int, start: int
     ) -> None:
         """Compare pairs directly, sorted by query and row, and keep those that are nearer than what is known."""
-        squared = _squared_of_pairs(queries, block, of, rows)
+        squared = squared_of_pairs(queries, block, of, rows)
         nearer = squared < self.squared[first + of, -1]
         squared, of, rows = squared[nearer], of[nearer], rows[nearer]
         if not len(of):
@@ -179,7 +179,7 @@ def _squared_norms(descriptors: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", descriptors, descriptors, dtype=np.float64)
 
 
-def _squared_of_pairs(queries: np.ndarray, block: np.ndarray, of: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def squared_of_pairs(queries: np.ndarray, block: np.ndarray, of: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Compute the squared distances of P pairs of descriptors, float32 (P,)."""
     squared, width = np.empty(len(of), np.float32), queries.shape[1]
     given = [faiss.swig_ptr(each) for each in (queries, of, block, rows, squared)]

@@ -1,21 +1,28 @@
-"""Search rows that lie in several parts: compressed by faiss, compared exactly with their mapped descriptors."""
+"""Search rows that lie in several parts: exactly, or compressed by faiss with an exact comparison of the best."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
 
+from progeo.evaluation.exact_search import squared_of_pairs
+from progeo.evaluation.kinds import Restored
 from progeo.evaluation.search import Neighbors, index_neighbors, nearest_among, nearest_neighbors
+
+_ROWS_AT_ONCE = 2**13
+_VALUES_AT_ONCE = 2**24
+"""Maximum number of values of descriptors in memory when candidates are compared with queries."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """Some rows of a place index."""
 
-    descriptors: np.ndarray
-    """Descriptors, float16 or float32 (n, D), memory-mapped."""
+    descriptors: np.ndarray | Restored
+    """Descriptors, float16 or float32 (n, D), memory-mapped, or those that the index restores."""
     index: faiss.Index | None = None
     """Compressed index of the same rows, trained as those of the other parts; None compares all rows exactly."""
     removed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -24,9 +31,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Rows in parts: row r of a part is row `starts[part] + r` of all."""
+    """Rows in parts: row r of a part is row `starts[part] + r` of all. Several threads may search them."""
 
     parts: Sequence[Part]
+    """At least one; all are compressed, or none."""
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -35,6 +43,11 @@ class Parts:
     def starts(self) -> np.ndarray:
         """First row of each part, and the number of all rows, int64 (P + 1,)."""
         return np.cumsum([0, *(len(part.descriptors) for part in self.parts)])
+
+    @cached_property
+    def removed(self) -> np.ndarray:
+        """All removed rows, sorted, int64 (r,)."""
+        return np.concatenate([part.removed + start for start, part in self._numbered()])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Read the descriptors of rows, int64 (n,), as float32 (n, D)."""
@@ -45,81 +58,148 @@ class Parts:
             found[here] = self.parts[number].descriptors[rows[here] - self.starts[number]]
         return found
 
-    def neighbors(self, queries: np.ndarray, count: int, *, probes: int, refine: int) -> Neighbors:
-        """Search all parts, by Euclidean distance.
-
-        Compressed parts return candidates, the best of which are compared exactly; results of the parts are merged,
-        ties ordered by row.
+    def neighbors(
+        self, queries: np.ndarray, count: int, *, probes: int = 1, refine: int = 0, lists: np.ndarray | None = None
+    ) -> Neighbors:
+        """Search all parts by Euclidean distance; ties are ordered by row.
 
         Args:
             queries: descriptors, float32 (Q, D).
             count: neighbors per query, K; the row is -1 and the distance infinite where there are fewer.
             probes: number of inverted lists of compressed parts that are visited.
-            refine: number of best rows of compressed parts that are compared exactly; at least `count` are.
+            refine: number of best rows of compressed parts that are compared exactly, `count` at least; 0 takes the
+                distances of the index.
+            lists: the inverted lists that are visited instead of the nearest, int64 (Q, L).
         """
-        candidates = max(count, refine)
-        found = Neighbors(np.full((len(queries), 0), -1), np.full((len(queries), 0), np.inf, np.float32))
-        for start, part in zip(self.starts.tolist(), self.parts, strict=False):
-            num_wanted = count if part.index is None else candidates
-            found = _merged(found, _shifted(_of_part(part, queries, num_wanted, probes=probes), start), candidates)
-        if any(part.index is not None for part in self.parts):
-            found = self._compared(found.rows, queries)
-        return _padded(found, count)
+        queries = np.ascontiguousarray(queries, np.float32)
+        if self.parts[0].index is None:
+            return _padded(self._exact_neighbors(queries, count), count)
+        found = self._compressed_neighbors(queries, max(count, refine), probes, lists)
+        return _padded(self._compared(found.rows, queries) if refine else found, count)
 
     def neighbors_among(self, rows: np.ndarray, queries: np.ndarray, count: int) -> Neighbors:
         """Compare queries with all of some rows exactly, sorted, int64 (n,); removed ones are skipped."""
         rows = rows[~np.isin(rows, self.removed)]
-        if not len(rows):
-            return _padded(Neighbors(np.full((len(queries), 0), -1), np.zeros((len(queries), 0), np.float32)), count)
         return _padded(nearest_among(rows, queries, min(count, len(rows)), take=self.take), count)
 
-    @cached_property
-    def removed(self) -> np.ndarray:
-        """All removed rows, sorted, int64 (r,)."""
-        starts = self.starts.tolist()
-        return np.concatenate([part.removed + start for part, start in zip(self.parts, starts, strict=False)])
+    def _numbered(self) -> Iterator[tuple[int, Part]]:
+        """Yield each part with its first row."""
+        return zip(self.starts.tolist(), self.parts, strict=False)
+
+    def _exact_neighbors(self, queries: np.ndarray, count: int) -> Neighbors:
+        remaining = (rows for part in self.parts for rows in _remaining(part))
+        found = nearest_neighbors(remaining, queries, min(count, len(self) - len(self.removed)))
+        skipped = np.searchsorted(self.removed - np.arange(len(self.removed)), found.rows, side="right")
+        return Neighbors(np.where(found.rows < 0, -1, found.rows + skipped), found.distances)
+
+    def _compressed_neighbors(
+        self, queries: np.ndarray, count: int, probes: int, lists: np.ndarray | None
+    ) -> Neighbors:
+        """Search the indexes of all parts, the lists to visit chosen once."""
+        shared = _Queries.of(self.parts[0].index, queries, probes, lists)
+        nearest = Neighbors(np.full((len(queries), 0), -1), np.full((len(queries), 0), np.inf, np.float32))
+        for start, part in self._numbered():
+            found = _of_part(part, shared, min(count, len(part.descriptors) - len(part.removed)))
+            rows = np.where(found.rows < 0, -1, found.rows + start)
+            nearest = _first(
+                np.concatenate([nearest.rows, rows], axis=1),
+                np.concatenate([nearest.distances, found.distances], axis=1),
+                count,
+            )
+        return nearest
 
     def _compared(self, rows: np.ndarray, queries: np.ndarray) -> Neighbors:
-        """Sort candidates (Q, R), -1 for none, by their exact distances."""
-        found = self.take(np.maximum(rows, 0).ravel()).reshape(*rows.shape, -1)
-        distances = np.linalg.norm(found - queries[:, None], axis=2)
-        return _sorted(Neighbors(rows, np.where(rows < 0, np.float32(np.inf), distances)))
+        """Sort candidates, int64 (Q, R), -1 for none, by their exact distances."""
+        distances = np.full(rows.shape, np.inf, np.float32)
+        step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1] * queries.shape[1]))
+        for first in range(0, len(queries), step):
+            here = slice(first, first + step)
+            of, column = (np.ascontiguousarray(each) for each in np.nonzero(rows[here] >= 0))
+            found = self.take(rows[here][of, column])
+            squared = squared_of_pairs(queries[here], found, of, np.arange(len(found)))
+            distances[here][of, column] = np.sqrt(squared)
+        return _first(rows, distances, rows.shape[1])
 
 
-def _of_part(part: Part, queries: np.ndarray, count: int, *, probes: int) -> Neighbors:
+@dataclass(frozen=True)
+class _Queries:
+    """Queries as indexes of a kind get them: those of inverted lists transformed, and with the lists to visit."""
+
+    given: np.ndarray
+    """Descriptors, float32 (Q, D)."""
+    transformed: np.ndarray
+    lists: np.ndarray | None
+    """Lists of each query, int64 (Q, L); None if the index has none."""
+    list_distances: np.ndarray
+    """Their squared distances, float32 (Q, L)."""
+
+    @classmethod
+    def of(cls, index: Any, queries: np.ndarray, probes: int, lists: np.ndarray | None) -> "_Queries":
+        inverted, transformed = _inverted_lists(index, queries)
+        if inverted is None:
+            return cls(queries, queries, None, np.empty((len(queries), 0), np.float32))
+        if lists is None:
+            distances, lists = inverted.quantizer.search(transformed, min(probes, inverted.nlist))
+            return cls(queries, transformed, lists, distances)
+        distances = np.zeros(lists.shape, np.float32)
+        return cls(queries, transformed, np.ascontiguousarray(lists, np.int64), distances)
+
+    def search(self, index: Any, count: int, of: np.ndarray) -> Neighbors:
+        """Search an index for the queries at some positions, int64 (q,)."""
+        if self.lists is None:
+            return index_neighbors(index, self.given[of], count)
+        inverted, _ = _inverted_lists(index, self.transformed[:0])
+        squared, rows = np.empty((len(of), count), np.float32), np.empty((len(of), count), np.int64)
+        queries, *visited = (each[of] for each in (self.transformed, self.lists, self.list_distances))
+        given = [faiss.swig_ptr(each) for each in (queries, *visited, squared, rows)]
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = self.lists.shape[1]
+        inverted.search_preassigned_c(len(of), given[0], count, *given[1:], False, parameters)
+        return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
+
+
+def _inverted_lists(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return the inverted lists of an index, None if it has none, and the queries as they get them."""
+    while isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):  # type: ignore[attr-defined]
+            queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)  # type: ignore[attr-defined]
+        index = faiss.downcast_index(index.index)
+    return (index if isinstance(index, faiss.IndexIVF) else None), queries
+
+
+def _of_part(part: Part, queries: _Queries, count: int) -> Neighbors:
     """Search a part for the nearest rows that are not removed; more are searched for until there are enough."""
-    size = len(part.descriptors)
-    num_wanted = min(count, size - len(part.removed))
-    depth = min(size, num_wanted + min(len(part.removed), num_wanted))
-    while True:
-        if part.index is None:
-            found = nearest_neighbors([part.descriptors], queries, depth)
-        else:
-            found = index_neighbors(part.index, queries, depth)
+    size, num_queries = len(part.descriptors), len(queries.given)
+    rows = np.full((num_queries, count), -1, np.int64)
+    distances = np.full((num_queries, count), np.inf, np.float32)
+    depth, of = min(size, count + min(len(part.removed), count)), np.arange(num_queries)
+    while count and len(of):
+        found = queries.search(part.index, depth, of)
         is_removed = np.isin(found.rows, part.removed)
-        rows = np.where(is_removed, -1, found.rows)
-        is_short = ((rows >= 0).sum(axis=1) < num_wanted) & is_removed.any(axis=1)
-        if depth == size or not is_short.any():
-            return _sorted(Neighbors(rows, np.where(rows < 0, np.float32(np.inf), found.distances)))
-        depth = min(size, 2 * depth)
+        remaining = _first(np.where(is_removed, -1, found.rows), found.distances, count)
+        rows[of], distances[of] = remaining.rows, remaining.distances
+        may_have_more = (remaining.rows[:, -1] < 0) & (found.rows[:, -1] >= 0) & (depth < size)
+        depth, of = min(size, 2 * depth), of[may_have_more]
+    return Neighbors(rows, distances)
 
 
-def _shifted(neighbors: Neighbors, start: int) -> Neighbors:
-    return Neighbors(np.where(neighbors.rows < 0, -1, neighbors.rows + start), neighbors.distances)
+def _remaining(part: Part) -> Iterator[np.ndarray]:
+    """Yield the descriptors that are not removed, in order."""
+    if not len(part.removed):
+        yield part.descriptors[:]
+        return
+    for start in range(0, len(part.descriptors), _ROWS_AT_ONCE):
+        rows = part.descriptors[start : start + _ROWS_AT_ONCE]
+        first, last = np.searchsorted(part.removed, (start, start + len(rows)))
+        yield np.delete(rows, part.removed[first:last] - start, axis=0) if last > first else rows
 
 
-def _merged(first: Neighbors, second: Neighbors, count: int) -> Neighbors:
-    both = zip((first.rows, first.distances), (second.rows, second.distances), strict=True)
-    rows, distances = (np.concatenate(each, axis=1) for each in both)
-    found = _sorted(Neighbors(rows, np.where(rows < 0, np.float32(np.inf), distances)))
-    return Neighbors(found.rows[:, :count], found.distances[:, :count])
-
-
-def _sorted(neighbors: Neighbors) -> Neighbors:
-    """Sort by distance, then row; -1, none, last."""
-    last = np.where(neighbors.rows < 0, np.iinfo(np.int64).max, neighbors.rows)
-    order = np.lexsort((last, neighbors.distances), axis=1)
-    return Neighbors(*(np.take_along_axis(each, order, axis=1) for each in (neighbors.rows, neighbors.distances)))
+def _first(rows: np.ndarray, distances: np.ndarray, count: int) -> Neighbors:
+    """Return the first of rows (Q, n) by distance, then row; those of -1, none, are last and infinitely far."""
+    distances = np.where(rows < 0, np.float32(np.inf), distances)
+    last = np.where(rows < 0, np.iinfo(np.int64).max, rows)
+    order = np.lexsort((last, distances), axis=1)[:, :count]
+    return Neighbors(*(np.take_along_axis(each, order, axis=1) for each in (rows, distances)))
 
 
 def _padded(neighbors: Neighbors, count: int) -> Neighbors:

@@ -1,7 +1,6 @@
 """Search for nearest neighbors among descriptors with faiss, exactly or in a compressed index."""
 
 import hashlib
-import re
 import subprocess
 import sys
 import threading
@@ -17,23 +16,20 @@ import numpy as np
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.exact_search import Nearest, blocks
+from progeo.evaluation.kinds import faiss_reason, train_kind
 from progeo.features.store import Rows, ShardedRows
 from progeo.files import file_digest, write_text
 
-_MAX_TRAINING = 2**17
 _VALUES_AT_ONCE = 2**24
 """Maximum number of values of descriptors in memory when some of them are compared with queries."""
 _GPU_MEMORY = 2**28
 """Bytes of a GPU that are kept for searches; faiss would keep 1.5 GiB."""
-_CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
-"""Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _TRIAL = """
 import sys, faiss, numpy
 index = faiss.read_index(sys.argv[1], faiss.IO_FLAG_MMAP_IFC)
 _, rows = index.search(numpy.zeros((1, index.d), numpy.float32), min(1000, index.ntotal))
 sys.exit(not -1 <= rows.min() <= rows.max() < index.ntotal)
 """
-_CODE_LOCATION = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
 @dataclass(frozen=True)
@@ -212,21 +208,9 @@ def check_searchable(path: Path) -> None:
 
 
 def build_index(database: Rows, kind: str) -> faiss.Index:
-    """Train an index on a sample of a database and fill it; `kind` and errors as for `open_or_build_index`."""
-    sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _MAX_TRAINING)).astype(np.int64))
-    try:
-        if _CRASHES.search(kind):
-            raise RuntimeError("a number in it is too small")
-        index = faiss.index_factory(database.width, kind)
-        if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
-            raise RuntimeError("it would have no list")
-        index.train(database.take(sample).astype(np.float32))
-        add_to_index(index, database)
-    except RuntimeError as error:  # faiss raises nothing else
-        raise ValueError(
-            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "
-            f"{_reason(error)}. Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
-        ) from None
+    """Train an index on a sample of a database and fill it; `kind` and errors as for `train_kind`."""
+    index = train_kind(database, kind)
+    add_to_index(index, database)
     return index
 
 
@@ -240,9 +224,6 @@ def _read(path: Path, flags: int) -> faiss.Index:
     try:
         return faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError) as error:  # a corrupt file claims any size
-        raise ValueError(f"{path} is corrupt or no index: {_reason(error)}. Delete it and build it again.") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of a faiss error without its code location and final period."""
-    return _CODE_LOCATION.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
+        raise ValueError(
+            f"{path} is corrupt or no index: {faiss_reason(error)}. Delete it and build it again."
+        ) from None
