@@ -41,6 +41,7 @@ OTHER_FLAGS |= {
     "file_side",
     "steps",
     "descriptors_dimension",
+    "recursive",
 }  # of accelerate, benchmarks and other programs
 OTHER_FLAGS |= {"pull.weight"}  # of docs/my_method.py
 TRAINING = settings_of(COMMANDS["train"].load())

@@ -88,7 +88,7 @@ def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int]
         )
     zone = zone_of(middle_latitude, middle_longitude)
     east, north = np.full((2, len(known)), np.nan)
-    for rows in _slices(len(known)):
+    for rows in slices(len(known)):
         here = known[rows]
         if here.any():
             east[rows][here], north[rows][here], _, _ = utm.from_latlon(
@@ -175,7 +175,7 @@ def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
 def distances_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
     """Approximate the distances (N,) in meters from `middle`, for latitudes and longitudes (2, N)."""
     distances = np.empty(degrees.shape[1])
-    for rows in _slices(len(distances)):
+    for rows in slices(len(distances)):
         distances[rows] = np.linalg.norm(offsets_m(degrees[:, rows], middle), axis=1)
     return distances
 
@@ -262,7 +262,7 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
         southern: values of `Hemisphere`, (N,).
     """
     degrees = np.empty((2, len(east)))
-    for rows in _slices(len(east)):
+    for rows in slices(len(east)):
         degrees[:, rows] = _few_degrees_of_utm(east[rows], north[rows], zone[rows], southern[rows])
     return degrees
 
@@ -343,7 +343,7 @@ def _are_halves(north: np.ndarray, codes: np.ndarray) -> bool:
 def _from_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
     known = np.isfinite(latitude)
     middle = np.empty(len(latitude))
-    for rows in _slices(len(latitude)):
+    for rows in slices(len(latitude)):
         middle[rows] = northings_of(np.clip(np.where(known[rows], latitude[rows], 0.0), _LOWEST_DEG, _HIGHEST_DEG))
     found = _fitting(north, [(middle - _LATITUDE_SLACK_M, middle + _LATITUDE_SLACK_M)])
     return np.where(known, found, Hemisphere.UNKNOWN)
@@ -363,7 +363,7 @@ def _are_few(count: int, total: int) -> bool:
     return count <= max(total / 100, min(3, total / 10))
 
 
-def _slices(count: int) -> Iterator[slice]:
+def slices(count: int) -> Iterator[slice]:
     """Divide rows into slices whose intermediate values take little memory."""
     return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE))
 
