@@ -42,6 +42,7 @@ OTHER_FLAGS |= {
     "steps",
     "descriptors_dimension",
     "array",
+    "recursive",
 }  # of accelerate, benchmarks and other programs
 OTHER_FLAGS |= {"pull.weight"}  # of docs/my_method.py
 TRAINING = settings_of(COMMANDS["train"].load())

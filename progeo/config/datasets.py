@@ -39,6 +39,9 @@ class CheckSettings:
     ignores headings."""
     min_side_px: PositiveInt = 64
     """Images with a shorter side below this many pixels are reported as tiny."""
+    sample: PositiveInt | None = None
+    """Number of images of each set that are read, spread evenly, to estimate how many images are unreadable or tiny.
+    null reads all images. Positions, names and classes are always checked of all."""
     cells: CellOptions = field(default_factory=CellOptions)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from progeo.data.decode import decode_image
 from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
@@ -24,12 +26,12 @@ class Inspection:
     """Why the file cannot be read or decoded; empty if it can."""
 
 
-def inspect_images(catalogue: Catalogue) -> Iterator[Inspection]:
-    """Read and decode every image once, in parallel, in the order of the catalogue."""
+def inspect_images(catalogue: Catalogue, rows: np.ndarray) -> Iterator[Inspection]:
+    """Read and decode the images at some rows once each, in parallel, in their order."""
     return each_file(
         lambda row: inspect_image(catalogue.path(row)),  # reading, hashing and decoding release the GIL
-        range(len(catalogue)),
-        total=len(catalogue),
+        rows.tolist(),
+        total=len(rows),
         description=f"reading {catalogue.folder}",
     )
 

@@ -12,7 +12,14 @@ import utm
 from scipy.spatial import cKDTree
 
 from progeo.data.inspection import inspect_images
-from progeo.evaluation.dataset_page import KINDS, CheckedSet, format_cells, format_finding, write_dataset_page
+from progeo.evaluation.dataset_page import (
+    KINDS,
+    CheckedSet,
+    format_cells,
+    format_finding,
+    format_sample,
+    write_dataset_page,
+)
 from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import NoClass, Partition, build_partition
 from progeo.places.coordinates import Hemisphere
@@ -27,6 +34,8 @@ _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
 """Valid ranges of UTM coordinates."""
 _TOO_FAR_M = 100
 _FEW_CLASSES = 100
+_SEED = 0
+_NORMAL_95 = 1.959964
 _WIDER, _BINS = (1, 1.5, 2, 3, 5, 10), (30, 90, 360)
 
 
@@ -35,17 +44,22 @@ class Findings:
     """Problems and statistics of one catalogue, with images named by path."""
 
     images: int
+    read: int = 0
+    """Number of images that were read."""
+    estimates: dict[str, dict[str, float]] = field(default_factory=dict)
+    """If only a sample was read, the percentage of unreadable and tiny images in it, and the `low` and `high` bounds of
+    the 95 % interval of that of all images."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Reason by path."""
     tiny: list[str] = field(default_factory=list)
     tiny_sizes: dict[str, str] = field(default_factory=dict)
     """`height x width` of each tiny image by path."""
     duplicates: list[list[str]] = field(default_factory=list)
-    """Groups of paths with the same content."""
+    """Groups of paths with the same content, among the images that were read."""
     misplaced: dict[str, str] = field(default_factory=dict)
     """Reason by path."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Number of images of each `height x width`."""
+    """Number of images of each `height x width`, among those that were read."""
     where: str = ""
     """Center and extent without the images that lie elsewhere; empty without positions."""
     map_link: str = ""
@@ -67,6 +81,7 @@ def check_dataset(
     positive_radius_m: float,
     positive_angle_deg: float | None,
     min_side_px: int,
+    sample: int | None,
     cells: CellOptions,
     page: Path | None,
     show_paths: bool = False,
@@ -79,6 +94,7 @@ def check_dataset(
         positive_radius_m: maximum distance of a positive.
         positive_angle_deg: maximum heading difference of a positive; None ignores headings.
         min_side_px: images with a shorter side are tiny.
+        sample: number of images of each set that are read; None reads all.
         cells: division into classes, for a folder of training images.
         page: HTML page to write, with the images that something is wrong with; None writes none.
         show_paths: whether the page shows absolute paths.
@@ -93,7 +109,10 @@ def check_dataset(
     report = CheckReport(
         folder=str(folder),
         settings=settings,
-        sets={name: vars(_findings(catalogue, extents[name], min_side_px)) for name, catalogue in catalogues.items()},
+        sets={
+            name: vars(_findings(catalogue, extents[name], min_side_px, sample))
+            for name, catalogue in catalogues.items()
+        },
     )
     if is_test_set:
         sides_found = catalogues[database], catalogues[queries]
@@ -120,14 +139,16 @@ def check_dataset(
     return report
 
 
-def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> Findings:
+def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int, sample: int | None) -> Findings:
     findings = Findings(len(catalogue), misplaced=_misplaced(catalogue, {} if extent is None else extent.elsewhere))
     if extent is not None:
         findings.where, findings.map_link = extent.text, extent.map_link
-    digests = np.zeros(len(catalogue), "S16")
+    rows = _sampled(len(catalogue), sample)
+    digests = np.zeros(len(rows), "S16")
     sizes: Counter[str] = Counter()
-    for row, inspection in enumerate(inspect_images(catalogue)):
-        digests[row] = inspection.digest
+    for index, inspection in enumerate(inspect_images(catalogue, rows)):
+        row = int(rows[index])
+        digests[index] = inspection.digest
         if inspection.size is None:
             findings.unreadable[catalogue.name(row)] = inspection.reason
             continue
@@ -136,16 +157,36 @@ def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> 
         if min(inspection.size) < min_side_px:
             findings.tiny.append(catalogue.name(row))
             findings.tiny_sizes[catalogue.name(row)] = size
-    findings.duplicates = _duplicates(catalogue, digests)
+    findings.duplicates = _duplicates(catalogue, rows, digests)
     findings.sizes = dict(sizes.most_common())
+    findings.read = len(rows)
+    if len(rows) < len(catalogue):
+        counts = {"unreadable": len(findings.unreadable), "tiny": len(findings.tiny)}
+        findings.estimates = {name: _estimate(count, len(rows)) for name, count in counts.items()}
     return findings
 
 
-def _duplicates(catalogue: Catalogue, digests: np.ndarray) -> list[list[str]]:
+def _sampled(count: int, sample: int | None) -> np.ndarray:
+    """Draw rows, one from each of `sample` ranges of equal size, so that they are spread evenly: sorted, int64 (n,)."""
+    if sample is None or sample >= count:
+        return np.arange(count)
+    edges = np.linspace(0, count, sample + 1).astype(np.int64)
+    return np.random.default_rng(_SEED).integers(edges[:-1], edges[1:])
+
+
+def _estimate(found: int, read: int) -> dict[str, float]:
+    """Compute a percentage, and its 95 % interval by Wilson's score, which also holds where nothing was found."""
+    share, scale = found / read, 1 + _NORMAL_95**2 / read
+    middle = (share + _NORMAL_95**2 / (2 * read)) / scale
+    half = _NORMAL_95 * np.sqrt(share * (1 - share) / read + (_NORMAL_95 / (2 * read)) ** 2) / scale
+    return {"percent": 100 * share, "low": 100 * max(0.0, middle - half), "high": 100 * min(1.0, middle + half)}
+
+
+def _duplicates(catalogue: Catalogue, rows: np.ndarray, digests: np.ndarray) -> list[list[str]]:
     order = np.argsort(digests, kind="stable")
     there = order[digests[order] != b""]
     ends = np.flatnonzero(digests[there[1:]] != digests[there[:-1]]) + 1
-    return [[catalogue.name(row) for row in rows.tolist()] for rows in np.split(there, ends) if len(rows) > 1]
+    return [list(map(catalogue.name, rows[each].tolist())) for each in np.split(there, ends) if len(each) > 1]
 
 
 def _misplaced(catalogue: Catalogue, elsewhere: Mapping[int, str]) -> dict[str, str]:
@@ -271,6 +312,8 @@ def _groups(partition: Partition) -> dict[str, Any]:
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for name, found in report["sets"].items():
         yield f"{name}: {found['images']:,} images"
+        if said := format_sample(found):
+            yield f"  {said}"
         if found["where"]:
             yield f"  {found['where']} {found['map_link']}"
         sizes = list(found["sizes"].items())

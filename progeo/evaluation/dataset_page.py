@@ -96,6 +96,7 @@ def write_dataset_page(
         report=report,
         counts={kind: sum(len(some) for (_, its), some in by_kind.items() if its == kind) for kind in _kinds(report)},
         hidden=_hidden(by_kind),
+        samples={name: said for name, found in report["sets"].items() if (said := format_sample(found))},
         num_pictures=_MAX_PICTURES if any(len(some) > _MAX_PICTURES for some in by_kind.values()) else None,
         sizes={name: _sizes(found["sizes"]) for name, found in report["sets"].items()},
         refusal=classes.get("refused", "").replace(folder, shown_path(folder, show_paths)),
@@ -108,6 +109,18 @@ def write_dataset_page(
 def format_finding(item: Any) -> str:
     """Format one finding: a path, a path and its reason, or paths with the same content."""
     return item if isinstance(item, str) else ": ".join(item) if isinstance(item, tuple) else " = ".join(item)
+
+
+def format_sample(found: Mapping[str, Any]) -> str:
+    """Say which images of a set were not read, and what that tells about all of them; "" if all were read."""
+    if not found.get("estimates"):
+        return ""
+    rates = [
+        f"{each['percent']:.3g} % of these are {kind}, of all {each['low']:.2g} to {each['high']:.2g} % (95 % interval)"
+        for kind, each in found["estimates"].items()
+    ]
+    unread = found["images"] - found["read"]
+    return f"{found['read']:,} images were read, {unread:,} were not: {'; '.join(rates)}; copies of these images only."
 
 
 def format_cells(cells: Mapping[str, Any]) -> str:

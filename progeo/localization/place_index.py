@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from progeo.data.photos import Photo
@@ -341,10 +340,7 @@ def located_images(catalogue: Catalogue) -> Catalogue:
 
 def absolute_images(images: Catalogue) -> Catalogue:
     """Make the paths of images, as `located_images` returns them, absolute."""
-    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{images.folder.resolve()}/", ""))
-    paths = images.table["path"].cast(pa.large_string())
-    joined = pc.binary_join_element_wise(folder, paths, nothing)
-    absolute = pc.if_else(pc.starts_with(paths, "/"), paths, joined)
+    absolute = images.full_paths()
     return Catalogue(images.folder, images.table.set_column(0, "path", absolute).combine_chunks())
 
 

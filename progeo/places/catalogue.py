@@ -7,6 +7,7 @@ images stored elsewhere. Every argument that takes an image folder accepts eithe
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,9 +162,9 @@ class Catalogue:
     def fingerprint(self) -> str:
         """A hash of the list of paths."""
         texts, lengths = hashlib.sha256(), hashlib.sha256()
-        for part in self.table["path"].chunks:
+        for part in filter(len, self.table["path"].chunks):
             ends = np.frombuffer(part.buffers()[1], np.int64, len(part) + 1, part.offset * 8)
-            texts.update(memoryview(part.buffers()[2])[ends[0] : ends[-1]])
+            texts.update(_bytes_of(part))
             lengths.update(np.diff(ends).tobytes())
         return hashlib.sha256(texts.digest() + lengths.digest()).hexdigest()[:16]
 
@@ -293,6 +294,12 @@ def count_repeated(names: pa.ChunkedArray) -> int:
     return int((hashes[1:] == hashes[:-1]).sum())
 
 
+def _bytes_of(texts: pa.LargeStringArray) -> memoryview:
+    """Return the bytes of some texts one after another, without copying them."""
+    ends = np.frombuffer(texts.buffers()[1], np.int64, len(texts) + 1, texts.offset * 8)
+    return memoryview(texts.buffers()[2])[ends[0] : ends[-1]]
+
+
 def _each(change: Callable[[str], str], texts: pa.Array) -> pa.Array:
     return pa.array(map(change, texts.to_pylist()), texts.type)
 
@@ -305,7 +312,9 @@ def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
     leads = pc.starts_with(paths, "/")
     if pc.any(leads).as_py():
         leads = pc.and_not(leads, pc.starts_with(paths, f"{str(root.resolve()).rstrip('/')}/"))
-    if pc.any(pc.match_substring(paths, "..")).as_py():  # regular expressions take longer
+    if any(
+        re.search(rb"\.\.", _bytes_of(part)) for part in filter(len, paths.chunks)
+    ):  # in all names at once, as few have it
         leads = pc.or_(leads, pc.match_substring_regex(paths, r"(^|/)\.\.(/|$)"))
     if pc.any(leads).as_py():
         rows = np.flatnonzero(leads.to_numpy())

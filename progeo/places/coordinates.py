@@ -88,7 +88,7 @@ def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int]
         )
     zone = zone_of(middle_latitude, middle_longitude)
     east, north = np.full((2, len(known)), np.nan)
-    for rows in _slices(len(known)):
+    for rows in slices(len(known)):
         here = known[rows]
         if here.any():
             east[rows][here], north[rows][here], _, _ = utm.from_latlon(
@@ -175,7 +175,7 @@ def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
 def distances_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
     """Approximate the distances (N,) in meters from `middle`, for latitudes and longitudes (2, N)."""
     distances = np.empty(degrees.shape[1])
-    for rows in _slices(len(distances)):
+    for rows in slices(len(distances)):
         distances[rows] = np.linalg.norm(offsets_m(degrees[:, rows], middle), axis=1)
     return distances
 
@@ -262,7 +262,7 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
         southern: values of `Hemisphere`, (N,).
     """
     degrees = np.empty((2, len(east)))
-    for rows in _slices(len(east)):
+    for rows in slices(len(east)):
         degrees[:, rows] = _few_degrees_of_utm(east[rows], north[rows], zone[rows], southern[rows])
     return degrees
 
@@ -309,22 +309,31 @@ def _from_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedAr
     if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
         texts = pa.array(np.asarray(texts, object), pa.large_string())  # Arrow 16 does not convert NumPy text arrays
     ranges = _northings_of_words()
-    words = pc.utf8_lower(pc.utf8_trim_whitespace(texts.cast(pa.large_string())))
-    codes = pc.index_in(words, value_set=pa.array(list(ranges), pa.large_string())).fill_null(-1).to_numpy()
+    codes = _codes(texts, list(ranges))
     found = np.full(len(north), Hemisphere.UNKNOWN, np.int8)
     for code in np.unique(codes[codes >= 0]).tolist():
         here = codes == code
         found[here] = _fitting(north[here], list(ranges.values())[code])
     is_s = codes == list(ranges).index("s")
-    found[is_s & (found == Hemisphere.NORTHERN)] = Hemisphere.SOUTHERN if _are_halves(north, words) else _BAND_S
+    found[is_s & (found == Hemisphere.NORTHERN)] = Hemisphere.SOUTHERN if _are_halves(north, codes) else _BAND_S
     return found
 
 
-def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
+def _codes(texts: pa.Array | pa.ChunkedArray, words: list[str]) -> np.ndarray:
+    """Return which of the words each text is in any case, int32 (N,), -1 if none; each different text is read once."""
+    different = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
+    if isinstance(different, pa.ChunkedArray):
+        different = different.unify_dictionaries().combine_chunks()
+    values = pc.utf8_lower(pc.utf8_trim_whitespace(different.dictionary.cast(pa.large_string())))
+    codes = pc.index_in(values, value_set=pa.array(words, pa.large_string())).fill_null(-1).to_numpy()
+    return np.append(codes, np.int32(-1))[different.indices.fill_null(len(codes)).to_numpy()]
+
+
+def _are_halves(north: np.ndarray, codes: np.ndarray) -> bool:
     """Return whether N and S in a column mean north and south, because as bands they contradict many northings."""
     outside = total = 0
     for letter in "ns":
-        meters = north[np.asarray(pc.fill_null(pc.equal(words, letter), False))]
+        meters = north[codes == list(_northings_of_words()).index(letter)]
         meters = meters[np.isfinite(meters)]
         outside += int((_fitting(meters, _northings_of_words()[letter][:1]) == Hemisphere.CONTRADICTED).sum())
         total += len(meters)
@@ -333,7 +342,9 @@ def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
 
 def _from_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
     known = np.isfinite(latitude)
-    middle = northings_of(np.clip(np.where(known, latitude, 0.0), _LOWEST_DEG, _HIGHEST_DEG))
+    middle = np.empty(len(latitude))
+    for rows in slices(len(latitude)):
+        middle[rows] = northings_of(np.clip(np.where(known[rows], latitude[rows], 0.0), _LOWEST_DEG, _HIGHEST_DEG))
     found = _fitting(north, [(middle - _LATITUDE_SLACK_M, middle + _LATITUDE_SLACK_M)])
     return np.where(known, found, Hemisphere.UNKNOWN)
 
@@ -352,7 +363,7 @@ def _are_few(count: int, total: int) -> bool:
     return count <= max(total / 100, min(3, total / 10))
 
 
-def _slices(count: int) -> Iterator[slice]:
+def slices(count: int) -> Iterator[slice]:
     """Divide rows into slices whose intermediate values take little memory."""
     return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.coordinates import map_link, middle_of, offsets_m, outliers
+from progeo.places.coordinates import map_link, middle_of, offsets_m, outliers, slices
 from progeo.places.geographic import degrees_of
 
 _ZERO_DEG = 1e-6
@@ -42,16 +42,22 @@ class Extent:
 def extent_of(catalogue: Catalogue) -> Extent | None:
     """Compute the extent of a catalogue; None if no position is known, or only meters in several zones."""
     degrees = degrees_of(catalogue)
-    meters = np.stack([catalogue.east, catalogue.north])
-    with_degrees, with_meters = np.isfinite(degrees).all(axis=0), np.isfinite(meters).all(axis=0)
+    with_degrees = np.isfinite(degrees[0]) & np.isfinite(degrees[1])
+    with_meters = np.isfinite(catalogue.east) & np.isfinite(catalogue.north)
     in_degrees = with_degrees.sum() > with_meters.sum() / 2
     known = with_degrees if in_degrees else with_meters
     if not known.any() or (not in_degrees and len(np.unique(catalogue.zone[catalogue.zone > 0])) > 1):
         return None
-    at_zero = (np.abs(degrees) < _ZERO_DEG).all(axis=0) | _at_zero_m(catalogue)
+    at_zero = (np.abs(degrees[0]) < _ZERO_DEG) & (np.abs(degrees[1]) < _ZERO_DEG) | _at_zero_m(catalogue)
     rest = known & ~at_zero if (known & ~at_zero).any() else known
     center = middle_of(*degrees[:, rest]) if in_degrees else None
-    offsets = meters.T - np.median(meters[:, rest], axis=1) if center is None else offsets_m(degrees, center)
+    if center is None:
+        meters = np.stack([catalogue.east, catalogue.north])
+        offsets = meters.T - np.median(meters[:, rest], axis=1)
+    else:
+        offsets = np.empty((len(catalogue), 2))
+        for rows in slices(len(catalogue)):
+            offsets[rows] = offsets_m(degrees[:, rows], center)
     distances = np.linalg.norm(offsets, axis=1)
     far = np.zeros(len(catalogue), bool)
     far[rest] = outliers(distances[rest])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from progeo.places.catalogue import Catalogue
@@ -21,11 +22,19 @@ from progeo.places.coordinates import (
     project,
     zone_of,
 )
-from progeo.places.filename import complete_fields, format_names, parse_columns, says_position
+from progeo.places.filename import (
+    Unparsed,
+    complete_fields,
+    format_names,
+    parse_columns,
+    says_position,
+    warn_of_unparsed,
+)
 from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
+_ROWS_AT_ONCE = 2**20
 _NAMES: dict[int, Literal["north", "south"]] = {Hemisphere.NORTHERN: "north", Hemisphere.SOUTHERN: "south"}
 _HEMISPHERES: dict[str | None, Hemisphere] = {"north": Hemisphere.NORTHERN, "south": Hemisphere.SOUTHERN}
 
@@ -194,19 +203,25 @@ def _links(catalogue: Catalogue) -> Iterator[tuple[str, Path]]:
         yield f"{name}{path.suffix}", path.resolve()
 
 
-def _named(catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+def _named(catalogue: Catalogue) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Parse band letters (N,), and latitude and longitude (2, N), from names that follow the convention.
 
     Unless all names start with @, all letters are "" and all degrees NaN. Degrees out of range count as absent, as does
     0, 0, which other programs write for unknown positions.
     """
     paths = catalogue.table["path"]
+    degrees = np.full((2, len(paths)), np.nan)
     if not says_position(paths).all():
-        return np.full(len(paths), ""), np.full((2, len(paths)), np.nan)
-    fields = parse_columns(paths, ("letter", "latitude", "longitude"))
-    latitude, longitude = fields["latitude"], fields["longitude"]
-    is_place = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180) & ((latitude != 0) | (longitude != 0))
-    return fields["letter"], np.where(is_place, [latitude, longitude], np.nan)
+        return pa.chunked_array([pa.repeat("", len(paths))]).dictionary_encode(), degrees
+    letters, unparsed = [], list[Unparsed]()
+    for start in range(0, len(paths), _ROWS_AT_ONCE):
+        fields = parse_columns(paths.slice(start, _ROWS_AT_ONCE), ("letter", "latitude", "longitude"), unparsed)
+        latitude, longitude = fields["latitude"], fields["longitude"]
+        is_place = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180) & ((latitude != 0) | (longitude != 0))
+        degrees[:, start : start + len(latitude)] = np.where(is_place, [latitude, longitude], np.nan)
+        letters.append(pa.array(fields["letter"], pa.large_string()).dictionary_encode())
+    warn_of_unparsed(unparsed)
+    return pa.chunked_array(letters), degrees
 
 
 def _zones(catalogues: Sequence[Catalogue]) -> set[int]:

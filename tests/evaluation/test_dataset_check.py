@@ -221,3 +221,24 @@ def test_places_by_name_are_counted(train, tmp_path):
     assert report["places"] == {
         **{"places": 3, "images": 24, "min_images": 9, "places_with_enough_images": 2, "images_of_these": 21}
     }
+
+
+def test_a_sample_is_spread_evenly_and_estimates_rates_of_all_images(train, capsys):
+    for name in paths_of(train)[:14]:
+        (train / name).write_bytes(b"")
+    main(["dataset", "check", str(train), "--sample", "12", "--out", str(train.parent / "out")])
+    found = json.loads((train.parent / "out/check.json").read_text())["sets"]["train"]
+    assert (found["images"], found["read"], found["sizes"]) == (84, 12, {"64 x 64": 10})
+    assert len(found["unreadable"]) == 2  # of 12 ranges of 7 images the first two
+    # Wilson: (2/12 + z^2/24 -+ z sqrt(2/12 * 10/12 / 12 + z^2 / 4 / 12^2)) / (1 + z^2/12), z = 1.96
+    assert found["estimates"]["unreadable"] == pytest.approx(
+        {"percent": 100 / 6, "low": 4.697, "high": 44.803}, rel=1e-3
+    )
+    assert found["estimates"]["tiny"] == pytest.approx({"percent": 0, "low": 0, "high": 24.25}, rel=1e-3)
+    said = "12 images were read, 72 were not: 16.7 % of these are unreadable, of all 4.7 to 45 % (95 % interval)"
+    assert said in capsys.readouterr().out
+    assert said in (train.parent / "out/check.html").read_text()
+
+
+def test_a_sample_of_more_images_than_there_are_is_all_of_them(train):
+    assert checked(train, sample=1000)["sets"] == checked(train)["sets"]

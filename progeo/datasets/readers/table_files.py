@@ -122,7 +122,7 @@ def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
     files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file())
     if not files:
         raise ValueError(f"{folder}: a table is a file, or a folder of .parquet files, and there is none in it.")
-    options = pa_dataset.FileSystemFactoryOptions(partitioning_factory=pa_dataset.HivePartitioning.discover())
+    options = pa_dataset.FileSystemFactoryOptions(partitioning=pa_dataset.HivePartitioning.discover())
     form = pa_dataset.ParquetFileFormat()
     factory = pa_dataset.FileSystemDatasetFactory(pa_fs.LocalFileSystem(), files, form, options)
     dataset = factory.finish(factory.inspect(promote_options="permissive"))
