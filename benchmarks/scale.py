@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for num_rows in options.rows:
             city = City(Path(name) / str(num_rows), num_rows, options.dim, options.queries)
-            kinds = options.kinds or kinds_of(num_rows)
+            kinds = options.kinds or kinds_of(num_rows, options.dim)
             for line in lines_of_kinds(city, kinds, with_whole=not options.without_whole):
                 print(line, flush=True)
             shutil.rmtree(city.folder)
@@ -117,9 +117,9 @@ def main() -> None:
             print(line, flush=True)
 
 
-def kinds_of(num_rows: int) -> list[str]:
+def kinds_of(num_rows: int, dim: int) -> list[str]:
     """Return the kinds that are compared: exact, lists of descriptors, and lists of one bit a dimension."""
-    compressed = default_kind(max(num_rows, MIN_COMPRESSED)).faiss
+    compressed = default_kind(max(num_rows, MIN_COMPRESSED), dim).faiss
     return [EXACT, f"{compressed.partition(',')[0]},Flat", compressed]
 
 
@@ -208,7 +208,7 @@ def build_whole(city: City, kind: str) -> int:
 
 def build_in_parts(city: City, kind: str) -> int:
     """Build a place index; returns the bytes of its parts."""
-    encoder, chosen = load_encoder(city.folder / "encoder"), default_kind(max(city.num_rows, MIN_COMPRESSED))
+    encoder, chosen = load_encoder(city.folder / "encoder"), default_kind(max(city.num_rows, MIN_COMPRESSED), city.dim)
     shutil.copytree(city.folder / "encoder", city.index(kind) / ENCODER_FOLDER)
     metadata = IndexMetadata(
         kind=kind,
