@@ -30,6 +30,7 @@ from progeo.localization.confidence import (
 from progeo.localization.extraction import extract
 from progeo.localization.index_folder import IndexMetadata, new_files
 from progeo.localization.place_index import PlaceIndex, index_images
+from progeo.localization.stores import LocalStore
 from progeo.localization.verifying import build_verifier, stored_features
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -166,7 +167,8 @@ def index_of(encoder: Encoder, images: Catalogue, features: FeatureFile) -> Plac
         images=len(images),
         **new_files(features=True),
     )
-    return PlaceIndex(images.folder, metadata, encoder, images, index, None, choose_processor(), features)
+    store = LocalStore(index, images, images.folder)
+    return PlaceIndex(images.folder, metadata, encoder, images, store, None, choose_processor(), features)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,24 @@ COMMANDS = {
         "progeo index add city.index --folder new",
         ("index",),
     ),
+    "index remove": Command(
+        "index:remove_from_index",
+        "remove images from a place index",
+        "progeo index remove city.index --folder old",
+        ("index",),
+    ),
+    "index compact": Command(
+        "index:compact_index",
+        "write a place index anew in few parts, without removed images",
+        "progeo index compact city.index",
+        ("index",),
+    ),
+    "index check": Command(
+        "index:check_index",
+        "read all files of a place index and check them",
+        "progeo index check city.index",
+        ("index",),
+    ),
     "index calibrate": Command(
         "index:calibrate_index",
         "calibrate the confidence of a place index on photos with known positions",

@@ -91,7 +91,7 @@ def of_an_index(folder, photos, tmp_path):
     index = open_place_index(tmp_path / "index")
     paths = index.catalogue.table["path"].to_pylist()
     rows = [paths.index(str(photos.path(row).resolve())) for row in range(len(photos))]
-    return torch.from_numpy(index.index.reconstruct_n(0, len(photos))[rows])
+    return torch.from_numpy(index.parts[0].descriptors[rows])
 
 
 def localized(folder, photos, tmp_path):

@@ -1,4 +1,4 @@
-"""Build a place index, add images to it, and calibrate its confidence."""
+"""Build a place index, add images to it, remove some, compact and check it, and calibrate its confidence."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -8,6 +8,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from progeo.engine.options import Precision
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
+from progeo.localization.engines.options import EngineOptions
 from progeo.localization.options import IndexOptions
 from progeo.locks import locked_if_free
 
@@ -21,6 +22,7 @@ def build_index(
     out: Path,
     folder: Path | None = None,
     options: IndexOptions = IndexOptions(),
+    engine_options: EngineOptions = EngineOptions(),
     classes: ClassOptions = ClassOptions(),
     images: ImageOptions = ImageOptions(),
     work: WorkOptions = WorkOptions(),
@@ -35,6 +37,7 @@ def build_index(
         folder: Folder of images with known positions, for an index of images or means. In an index of images, one whose
             name has no position is still retrieved, but as a match without a position. null for an index of classes.
         options: The rows of the index, and how they are searched.
+        engine_options: The engine that stores and searches the descriptors.
         classes: Cells of class means.
         images: Options of the images of the index.
         work: Options of extraction.
@@ -43,6 +46,7 @@ def build_index(
 
     Raises:
         ValueError: the folder holds an index already, the encoder has no weights, or options contradict each other.
+        ConnectionError: the engine cannot be reached.
     """
     from progeo.engine.accelerator import start_accelerator
     from progeo.localization.building import build_place_index
@@ -53,6 +57,7 @@ def build_index(
         encoder_name=encoder,
         accelerator=start_accelerator(mixed_precision),
         options=options,
+        engine_options=engine_options,
         classes=classes,
         images=images,
         work=work,
@@ -74,11 +79,78 @@ def add_to_index(
         mixed_precision: Precision of the encoder.
     """
     from progeo.engine.accelerator import start_accelerator
-    from progeo.localization.building import add_to_place_index
+    from progeo.localization.adding import add_to_place_index
 
     accelerator = start_accelerator(mixed_precision)
     with _changing(index, cache, accelerator):
         add_to_place_index(index, folder, accelerator=accelerator, work=work, cache=cache)
+    return index
+
+
+def remove_from_index(
+    index: Path, *, folder: Path | None = None, paths: Path | None = None, near: str | None = None, wait: bool = False
+) -> Path:
+    """Remove images from a place index; returns the folder of the index.
+
+    Their rows are only marked: `progeo index compact` gives back their space. No image file is touched.
+
+    Args:
+        index: Folder of the place index.
+        folder: Remove the images in this folder, which need not exist any more.
+        paths: Remove the images that this text file names, one path a line.
+        near: Remove the images within RADIUS_M meters of a position, given as LAT,LON,RADIUS_M, such as
+            37.78,-122.41,500.
+        wait: Wait until another command that changes the index is done, instead of working beside it.
+
+    Raises:
+        ValueError: not exactly one of folder, paths and near is given, the index has none of these images, or no
+            others.
+    """
+    from progeo.localization.removing import in_folder, near_position, remove_from_place_index, with_paths
+    from progeo.places.nearby import parse_near
+
+    if sum(given is not None for given in (folder, paths, near)) != 1:
+        raise ValueError("Images to remove are chosen by one of `folder`, `paths` and `near`: give one of them.")
+    if folder is not None:
+        choice = in_folder(folder)
+    else:
+        choice = with_paths(paths) if paths is not None else near_position(parse_near(near or ""))
+    with locked_if_free(index, wait=wait):
+        remove_from_place_index(index, choice)
+    return index
+
+
+def compact_index(index: Path, *, wait: bool = False) -> Path:
+    """Write a place index anew in as few parts as possible, without removed images; returns its folder.
+
+    Searches of an index to which was added many times become faster. An index with many times the images that it was
+    trained for is trained again. It takes as much space again until the former parts are removed.
+
+    Args:
+        index: Folder of the place index.
+        wait: Wait until another command that changes the index is done, instead of working beside it.
+    """
+    from progeo.localization.compacting import compact_place_index
+
+    with locked_if_free(index, wait=wait):
+        compact_place_index(index)
+    return index
+
+
+def check_index(index: Path) -> Path:
+    """Read all files of a place index and check that they are as they were written; returns its folder.
+
+    Opening an index checks the sizes of all files and a sample of large ones.
+
+    Args:
+        index: Folder of the place index.
+
+    Raises:
+        ValueError: something is wrong; the message has a line for each fault.
+    """
+    from progeo.localization.checking import check_place_index
+
+    check_place_index(index)
     return index
 
 

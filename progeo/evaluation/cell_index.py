@@ -1,5 +1,6 @@
 """An index whose inverted lists are map cells: the images of the K cells that score highest are searched exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -110,7 +111,18 @@ def cell_of_images(
 def build_cell_index(
     descriptors: Rows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
 ) -> faiss.IndexIVFFlat:
-    """Build an index of all images, whose list c holds the images of class c.
+    """Build an index of all images, whose list c holds the images of class c; arguments as of `empty_cell_index`."""
+    index, start = empty_cell_index(descriptors, labels, vectors, num_classes=num_classes), 0
+    for part in descriptors.parts():
+        add_to_cells(index, np.ascontiguousarray(part, np.float32), labels[start : start + len(part)])
+        start += len(part)
+    return index
+
+
+def empty_cell_index(
+    descriptors: Rows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
+) -> faiss.IndexIVFFlat:
+    """Build an index without images, whose list c is to hold the images of class c.
 
     Args:
         descriptors: (N, D).
@@ -128,20 +140,20 @@ def build_cell_index(
     index = faiss.IndexIVFFlat(quantizer, descriptors.width, len(vectors))
     index.own_fields, index.is_trained = True, True
     quantizer.this.disown()
-    add_to_cells(index, descriptors, labels)
     return index
 
 
-def add_to_cells(index: Any, descriptors: Rows, labels: np.ndarray) -> None:
-    """Add images to an index of cells, one part at a time; arguments as of `build_cell_index`."""
-    start = 0
-    for part in descriptors.parts():
-        values = np.ascontiguousarray(part, np.float32)
-        lists = np.array(labels[start : start + len(values)], np.int64)
-        if (lists < 0).any():
-            lists[lists < 0] = index.quantizer.search(values[lists < 0], 1)[1][:, 0]
-        index.add_core(len(values), faiss.swig_ptr(values), None, faiss.swig_ptr(lists))
-        start += len(values)
+def add_to_cells(index: Any, values: np.ndarray, labels: np.ndarray) -> None:
+    """Add images to an index of cells.
+
+    Args:
+        values: descriptors, float32 (n, D).
+        labels: class of each, int64 (n,); -1 assigns it by its descriptor.
+    """
+    lists = np.array(labels, np.int64)
+    if (lists < 0).any():
+        lists[lists < 0] = index.quantizer.search(values[lists < 0], 1)[1][:, 0]
+    index.add_core(len(values), faiss.swig_ptr(values), None, faiss.swig_ptr(lists))
 
 
 def class_quantizer(vectors: np.ndarray) -> faiss.IndexFlatL2:
@@ -175,7 +187,7 @@ def cell_neighbors(
     queries = np.ascontiguousarray(queries, np.float32)
     if quantizer is None or quantizer_queries is None:
         quantizer, quantizer_queries = index.quantizer, queries
-    cells, sizes = _best_cells(index, quantizer, np.ascontiguousarray(quantizer_queries, np.float32), probes)
+    cells, sizes = best_cells([index], quantizer, quantizer_queries, probes)
     squared, rows = _search_lists(index, queries, min(count, index.ntotal), cells)
     return CellNeighbors(Neighbors(rows, np.sqrt(np.maximum(squared, 0))), sizes.sum(axis=1))
 
@@ -193,16 +205,27 @@ def _search_lists(index: Any, queries: np.ndarray, count: int, lists: np.ndarray
     return squared, rows
 
 
-def _best_cells(index: Any, quantizer: faiss.Index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest classes that have images, best first, and their numbers of images, int64 (Q, K) each."""
-    count = depth = min(count, index.nlist)
+def best_cells(
+    indexes: Sequence[Any], quantizer: faiss.Index, queries: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest classes that have images, best first, and their numbers of images, int64 (Q, K) each.
+
+    Args:
+        indexes: indexes of the same cells, in which the images are.
+        quantizer: class vectors, see `class_quantizer`.
+        queries: descriptors that are compared with them, (Q, E).
+        count: K.
+    """
+    num_lists, queries = indexes[0].nlist, np.ascontiguousarray(queries, np.float32)
+    count = depth = min(count, num_lists)
     while True:
         cells = quantizer.search(queries, depth)[1]
         found, inverse = np.unique(cells, return_inverse=True)
-        sizes = np.array([index.invlists.list_size(cell) for cell in found.tolist()])[inverse.reshape(cells.shape)]
-        if depth == index.nlist or ((sizes > 0).sum(axis=1) >= count).all():
+        sizes = np.array([sum(index.invlists.list_size(cell) for index in indexes) for cell in found.tolist()])
+        sizes = sizes[inverse.reshape(cells.shape)]
+        if depth == num_lists or ((sizes > 0).sum(axis=1) >= count).all():
             break
-        depth = min(2 * depth, index.nlist)
+        depth = min(2 * depth, num_lists)
     order = np.argsort(sizes == 0, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(cells, order, axis=1), np.take_along_axis(sizes, order, axis=1)
 

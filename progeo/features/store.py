@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
+from typing import Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -40,6 +41,23 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         return values if mapped else np.array(values)
     except _NUMPY_ERRORS as error:
         raise ValueError(f"{path} is corrupt ({error})") from None
+
+
+class Rows(Protocol):
+    """N rows of D numbers, float16 or float32, which are stored or made when they are read."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Read rows int64 (n,) in the given order, (n, D)."""
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield all rows, some (n, D) at a time."""
 
 
 class ShardedRows:
@@ -167,9 +185,9 @@ class ShardedRows:
 
 @dataclass(frozen=True)
 class ReorderedRows:
-    """Rows that are not excluded, in another order."""
+    """Rows in another order, or some of them."""
 
-    rows: ShardedRows
+    rows: Rows
     order: np.ndarray
     """Positions in `rows`, int64 (N,)."""
 
@@ -190,6 +208,3 @@ class ReorderedRows:
         step = max(1, _VALUES_AT_ONCE // max(1, self.width))
         for start in range(0, len(self.order), step):
             yield self.rows.take(self.order[start : start + step])
-
-
-Rows = ShardedRows | ReorderedRows

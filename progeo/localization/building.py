@@ -1,25 +1,24 @@
-"""Build a place index of images or classes, and add images to it."""
+"""Build a place index of images or classes."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 from accelerate import Accelerator
 
 from progeo.disk import make_folder
 from progeo.engine.log import LOGGER
-from progeo.evaluation.cell_index import Cells, add_to_cells, build_cell_index, cells_of_catalogue, cells_of_database
+from progeo.evaluation.cell_index import Cells, cells_of_database, empty_cell_index
 from progeo.evaluation.classification import lie_in_classes
+from progeo.evaluation.kinds import default_refine, train_kind
 from progeo.evaluation.options import CELLS
-from progeo.evaluation.search import add_to_index, build_index, load_index
+from progeo.evaluation.search import save_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder, provenance_of, recalls_of, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
@@ -27,35 +26,29 @@ from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, Wo
 from progeo.features.store import ReorderedRows, Rows, ShardedRows
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
+from progeo.localization.engines.connecting import check_free, engine_metadata
+from progeo.localization.engines.options import EngineOptions
+from progeo.localization.engines.writer import engine_writer, fingerprint_of
 from progeo.localization.index_folder import (
     CLASSIFIER_FOLDERS,
-    IndexMetadata,
+    commit,
     finish_update,
     holds_place_index,
-    new_files,
-    read_metadata,
-    remove_unused_data,
-    save_generation,
+    new_file,
+    new_parts,
 )
+from progeo.localization.index_metadata import EXACT, IndexMetadata
 from progeo.localization.options import IndexOptions
-from progeo.localization.place_index import (
-    PlaceIndex,
-    has_position,
-    index_images,
-    open_place_index,
-    rows_in_index,
-)
-from progeo.localization.verifying import stored_features
+from progeo.localization.part_files import NewRows, PartFormat, write_part
+from progeo.localization.place_index import absolute_images, has_position, located_images
+from progeo.localization.stored_files import stored_file
 from progeo.locks import locked
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cell_order import cell_order
 from progeo.places.geographic import check_zones, degrees_of
-from progeo.verification.feature_file import FeatureFile
 
-_DESCRIPTORS_DEPEND_ON = ("encoder", "image_size", "database_preprocessing", "orientation")
-"""Fields of `IndexMetadata` that the descriptors depend on."""
 _Extract = Callable[[Catalogue], ShardedRows]
 
 
@@ -63,12 +56,9 @@ _Extract = Callable[[Catalogue], ShardedRows]
 class _Rows:
     """The rows of a new index."""
 
-    descriptors: Rows
-    catalogue: Catalogue
+    new: NewRows
     classes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `IndexMetadata` about classes."""
-    labels: np.ndarray | None = None
-    """Class of each image, int64 (N,), for an index of cells; None for any other."""
 
 
 def build_place_index(
@@ -78,6 +68,7 @@ def build_place_index(
     encoder_name: str,
     accelerator: Accelerator,
     options: IndexOptions,
+    engine_options: EngineOptions = EngineOptions(),
     classes: ClassOptions,
     images: ImageOptions,
     work: WorkOptions,
@@ -89,13 +80,15 @@ def build_place_index(
         out: folder of the index.
         folder: the images; None for the classes of the encoder's classifier.
         encoder_name: see `load_encoder`.
+        engine_options: where descriptors are stored and searched.
         classes: cells of class means.
 
     Raises:
         ValueError: `out` holds an index already, the encoder has no weights, or options contradict each other.
         FileNotFoundError: the encoder has no classifier.
+        ConnectionError: the engine cannot be reached.
     """
-    _check_options(folder, options, classes)
+    _check_options(folder, options, engine_options, classes)
     if images.fast_decode:
         raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
     if holds_place_index(out):
@@ -108,6 +101,9 @@ def build_place_index(
         classifier = load_classifier(encoder_name)
         check_fits_encoder(classifier, encoder, encoder_name)
     cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
+    engine = engine_metadata(engine_options, out, fingerprint_of(descriptor_metadata(encoder)))
+    if engine is not None:  # before the hours of extraction
+        check_free(engine, out, width=encoder.descriptor_dim)
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     if folder is not None and options.of == "means":
@@ -117,39 +113,93 @@ def build_place_index(
             rows = _rows_of_classes(classifier, Path(scratch))
         else:
             assert folder is not None
-            rows = _rows_of_images(_read_images(folder), extract, cells)
+            rows = _rows_of_images(read_images(folder), extract, cells)
         if not accelerator.is_main_process:
             return
-        finish_update(out)
-        index = _built(rows, options.faiss, cells)
-    metadata = IndexMetadata(
-        kind=options.faiss,
-        probes=options.probes,
-        encoder=descriptor_metadata(encoder),
-        image_size=extractor.image_size,
-        database_preprocessing=images.database_preprocessing,
-        query_preprocessing=options.query_preprocessing,
-        orientation=images.orientation,
-        images=len(rows.catalogue),
-        of=options.of,
-        classifier="" if cells is None else CLASSIFIER_FOLDERS[cells.encoder is not None],
-        partition="" if cells is None else cells.classifier.fingerprint,
-        **rows.classes,
-        **new_files(features=options.verify),
-    )
-    make_folder(out)
-    extracted = stored_features(rows.catalogue, out, images.orientation) if options.verify else nullcontext()
-    with (
-        extracted as features,
-        locked(out, wait=True),
-    ):  # or the encoder could be that of another command that builds an index there
-        if holds_place_index(out):
-            raise _already_exists(out)
-        remove_unused_data(out)
-        _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
-        stored = None if features is None else features.stored()
-        if not save_generation(out, None, metadata, index, rows.catalogue, features=stored):
-            raise _already_exists(out)
+        metadata = IndexMetadata(
+            kind=options.faiss if engine is None else engine.name,
+            engine=engine,
+            probes=options.probes,
+            part_rows=options.part_rows,
+            encoder=descriptor_metadata(encoder),
+            image_size=extractor.image_size,
+            database_preprocessing=images.database_preprocessing,
+            query_preprocessing=options.query_preprocessing,
+            orientation=images.orientation,
+            of=options.of,
+            classifier="" if cells is None else CLASSIFIER_FOLDERS[cells.encoder is not None],
+            partition="" if cells is None else cells.classifier.fingerprint,
+            stores_features=options.verify,
+            parts=(),
+            **rows.classes,
+        )
+        make_folder(out)
+        with locked(out, wait=True):  # or the encoder could be that of another command that builds an index there
+            if holds_place_index(out):
+                raise _already_exists(out)
+            finish_update(out)
+            _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
+            if not write_index(out, metadata, rows.new, cells):
+                raise _already_exists(out)
+
+
+def write_index(
+    folder: Path,
+    metadata: IndexMetadata,
+    rows: NewRows,
+    cells: Cells | None = None,
+    *,
+    before: IndexMetadata | None = None,
+) -> bool:
+    """Train an index on rows, write them to parts in bounded memory, and commit it; see `save_parts`.
+
+    Args:
+        folder: folder of the index, which holds its encoder already.
+        metadata: its metadata, to which the parts are added.
+        cells: the cells that are its lists; None if its lists are no cells.
+        before: metadata of the generation that it replaces; None for a new index.
+
+    Returns:
+        Whether it was committed: no other command came first.
+    """
+    with ExitStack() as stack:
+        if metadata.engine is None and (index := _trained(rows, metadata.kind, cells)) is not None:
+            save_index(index, trained := stack.enter_context(new_file(folder, "trained", ".faiss")))
+            metadata = replace(
+                metadata,
+                refine=metadata.refine or default_refine(index),
+                trained_file=trained.name,
+                files={trained.name: stored_file(trained)},
+            )
+        metadata = replace(metadata, trained_on=len(rows))
+        return save_parts(folder, metadata, rows, before=before)
+
+
+def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: IndexMetadata | None) -> bool:
+    """Write rows to parts that are filled copies of a trained index, and commit them in place of all others.
+
+    Args:
+        metadata: metadata of the index, which name the file of the trained one.
+    """
+    form = part_format(folder, metadata)
+    cuts = form.cuts(len(rows))
+    with new_parts(folder, len(cuts)) as folders:
+        written = [write_part(part, rows, each, form) for part, each in zip(folders, cuts, strict=True)]
+        metadata = replace(metadata, parts=tuple(written))
+        if committed := commit(folder, before, metadata):
+            size = sum(part.size for part in written) / 1e6
+            LOGGER.info("place index of %s in %s, %s MB and the encoder", metadata.rows, folder, f"{size:,.1f}")
+    if committed and form.writer is not None:
+        LOGGER.info("its descriptors are in %s", form.writer.place)
+        form.writer.tidy(folder)
+    return committed
+
+
+def part_format(folder: Path, metadata: IndexMetadata) -> PartFormat:
+    """Return what the parts of an index have in common."""
+    trained = folder / metadata.trained_file if metadata.trained_file else None
+    orientation = metadata.orientation if metadata.stores_features else None
+    return PartFormat(metadata.encoder, trained, metadata.part_rows, orientation, engine_writer(folder, metadata))
 
 
 def _save_encoders(
@@ -170,7 +220,7 @@ def _save_encoders(
         save_encoder(folders[1], cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
 
 
-def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOptions) -> None:
+def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOptions, classes: ClassOptions) -> None:
     if (folder is None) != (options.of == "classes"):
         raise ValueError(
             "`folder` is needed: an index of images or means is made of the images in it."
@@ -180,6 +230,8 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         )
     if options.faiss == CELLS and options.of != "images":
         raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
+    if engine.engine is not None and options.faiss != IndexOptions().faiss:
+        raise ValueError(f"`faiss` is for an index without an `engine`, got {options.faiss}: leave one of them out.")
     if options.verify and options.of != "images":
         raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:
@@ -188,28 +240,38 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
 
 
-def _built(rows: _Rows, kind: str, cells: Cells | None) -> faiss.Index:
+def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | None:
+    """Train an empty index for rows; None if they are compared exactly."""
     if cells is None or rows.labels is None:
-        return build_index(rows.descriptors, kind)
+        return None if kind == EXACT else train_kind(rows.descriptors, kind)
     vectors = cells.classifier.weight if cells.encoder is None else None
-    return build_cell_index(rows.descriptors, rows.labels, vectors, num_classes=len(cells.classifier))
+    return empty_cell_index(rows.descriptors, rows.labels, vectors, num_classes=len(cells.classifier))
 
 
 def _rows_of_images(catalogue: Catalogue, extract: _Extract, cells: Cells | None) -> _Rows:
-    indexed = index_images(catalogue)
-    check_zones(indexed)
-    labels = None if cells is None else _cells_of(indexed, cells)  # before the hours of extraction
+    images = located_images(catalogue)
+    check_zones(images)
+    labels = None if cells is None else _cells_of(images, cells)  # before the hours of extraction
     descriptors = extract(catalogue)
-    indexed = indexed.without(descriptors.missing)
-    order = _order(indexed)
     if labels is not None:
-        labels = np.delete(labels, descriptors.missing)[order]
-    return _Rows(ReorderedRows(descriptors, order), indexed.take(order), labels=labels)
+        labels = np.delete(labels, descriptors.missing)
+    return _Rows(rows_in_cell_order(images.without(descriptors.missing), descriptors, labels))
 
 
-def _order(images: Catalogue) -> np.ndarray:
-    """Sort images, as `index_images` returns them, so that those near a position are a few ranges of rows."""
-    return cell_order(*degrees_of(images))
+def rows_in_cell_order(images: Catalogue, descriptors: Rows, labels: np.ndarray | None = None) -> NewRows:
+    """Sort images by cells, so that those near a position are a few ranges of rows of few parts.
+
+    Args:
+        images: N images, as `located_images` returns them.
+        descriptors: (N, D).
+        labels: class of each image, int64 (N,), for an index of cells.
+    """
+    order = cell_order(*degrees_of(images))
+
+    def images_of(first: int, last: int) -> Catalogue:
+        return absolute_images(images.take(order[first:last]))
+
+    return NewRows(ReorderedRows(descriptors, order), images_of, None if labels is None else labels[order])
 
 
 def _cells_of(images: Catalogue, cells: Cells) -> np.ndarray:
@@ -230,64 +292,15 @@ def _rows_of_classes(classifier: Classifier, scratch: Path) -> _Rows:
     vectors = ShardedRows(scratch, num_rows=count, width=width, shard_size=count, dtype="float32")
     vectors.write_shard(0, classifier.weight / lengths)
     fields = {"cell_side_m": classifier.cell_side_m, "scale": classifier.cosine_scale}
-    return _Rows(vectors, classifier.catalogue, fields)
-
-
-def add_to_place_index(
-    index_folder: Path, folder: Path, *, accelerator: Accelerator, work: WorkOptions, cache: CacheOptions
-) -> None:
-    """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
-    if accelerator.is_main_process:
-        finish_update(index_folder)
-    index = open_place_index(index_folder, accelerator)
-    if index.metadata.holds_classes:
-        raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")
-    catalogue = _read_images(folder)
-    images = index_images(catalogue)
-    check_zones(index.catalogue, images)
-    known = rows_in_index(index, images)
-    if len(known):
-        LOGGER.info("%d of %d images are in the index already", len(known), len(catalogue))
-    if len(known) == len(catalogue):
-        return
-    extractor = index.extractor(index.metadata.database_preprocessing)
-    descriptors = extract_descriptors(extractor, catalogue.without(known), accelerator, work=work, cache=cache)
-    if accelerator.is_main_process:
-        add_images(index, images.without(known), descriptors)
-        if index.metadata.calibration is not None:
-            LOGGER.warning("confidence was calibrated without these images: run `progeo index calibrate` again")
-
-
-def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> None:
-    """Add images to the current state of a place index, with local features if it has those of its other images.
-
-    Args:
-        index: the index, whose encoder extracted the descriptors.
-        images: N images as `index_images` returns them.
-        descriptors: (N, D); images whose rows are excluded are skipped.
-
-    Raises:
-        ValueError: the index was rebuilt meanwhile, with another encoder or other preprocessing.
-    """
-    with ExitStack() as temporary:
-        features = None
-        while True:
-            if index.features is not None and features is None:
-                extracted = stored_features(images, index.folder, index.metadata.orientation)
-                features = temporary.enter_context(extracted)
-            if _added(index, images, descriptors, features):
-                return
-            LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
-            before, index = index, open_place_index(index.folder, index.processor)
-            if any(getattr(index.metadata, name) != getattr(before.metadata, name) for name in _DESCRIPTORS_DEPEND_ON):
-                raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
+    images = classifier.catalogue
+    return _Rows(NewRows(vectors, lambda first, last: images.take(np.arange(first, last))), fields)
 
 
 def _already_exists(out: Path) -> ValueError:
     return ValueError(f"{out} holds a place index already: add to it, or name another `out`.")
 
 
-def _read_images(folder: Path) -> Catalogue:
+def read_images(folder: Path) -> Catalogue:
     """Read the images of a folder for an index; warn if some have no position."""
     catalogue = read_catalogue(folder, positions="optional")
     if num_unknown := int((~has_position(catalogue)).sum()):
@@ -299,36 +312,3 @@ def _read_images(folder: Path) -> Catalogue:
             folder,
         )
     return catalogue
-
-
-def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows, features: FeatureFile | None) -> bool:
-    """Add images to the index as it was opened; returns False if another command has changed it.
-
-    Args:
-        features: local features of the images, if the index has those of its other images.
-    """
-    try:
-        faiss_index = load_index(index.folder / index.metadata.faiss_file)
-    except ValueError:
-        if read_metadata(index.folder) == index.metadata:
-            raise
-        return False
-    new = descriptors.without(rows_in_index(index, images))
-    if not len(new):
-        return True
-    added = images.without(new.missing)
-    order = _order(added)
-    rows, added = ReorderedRows(new, order), added.take(order)
-    if index.cells is None:
-        add_to_index(faiss_index, rows)
-    else:
-        add_to_cells(faiss_index, rows, cells_of_catalogue(added, index.cells.classifier))
-    table = pa.concat_tables([index.catalogue.table, added.table])
-    stored = None
-    if index.features is not None:
-        assert features is not None
-        rows_of_added = np.delete(np.arange(len(images)), new.missing)[order]
-        stored = chain(index.features.stored(), features.stored(rows_of_added.tolist()))
-    metadata = replace(index.metadata, images=len(table), **new_files(features=stored is not None))
-    whole = Catalogue(index.folder, table)
-    return save_generation(index.folder, index.metadata, metadata, faiss_index, whole, features=stored)

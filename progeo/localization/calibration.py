@@ -25,7 +25,8 @@ from progeo.localization.confidence import (
     confidences_beyond_chance,
     held_out_confidences,
 )
-from progeo.localization.index_folder import IndexMetadata, commit, finish_update
+from progeo.localization.index_folder import commit, finish_update
+from progeo.localization.index_metadata import IndexMetadata, check_format
 from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
 from progeo.localization.verifying import Verifier, build_verifier
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -62,15 +63,16 @@ def calibrate_place_index(
     if accelerator.is_main_process:
         finish_update(index_folder)
     index = open_place_index(index_folder, accelerator)
-    if max_loss is not None and not isinstance(faiss.try_extract_index_ivf(index.index), faiss.IndexIVF):
+    check_format(index.metadata, index_folder)
+    if max_loss is not None and not index.store.num_lists:
         raise ValueError(
             f"`max_loss` is for an index of inverted lists, and {index_folder} is {index.metadata.kind}: build it with "
             f"`faiss` cells or for example IVF1024,Flat."
         )
     verifier = None if matcher is None else build_verifier(index, matcher)
-    if num_unknown := int((~has_position(index.catalogue)).sum()):
+    if num_unknown := int((~has_position(index.images)).sum()):
         raise ValueError(
-            f"{num_unknown:,} of {len(index.catalogue):,} images of {index_folder} have no position, so that matches "
+            f"{num_unknown:,} of {index.metadata.images:,} images of {index_folder} have no position, so that matches "
             f"cannot be checked: build the index of images with positions."
         )
     photos = read_catalogue(folder)
@@ -220,13 +222,13 @@ def _fewest_probes(
 ) -> int:
     """Find by bisection the smallest number of probes whose R@1 loses at most some points against all lists."""
     counters: Any = faiss.cvar
-    num_lists, statistics = faiss.extract_index_ivf(index.index).nlist, counters.indexIVF_stats
+    num_lists, statistics = index.store.num_lists, counters.indexIVF_stats
     table: dict[int, tuple[float, float]] = {}
 
     def is_enough(probes: int) -> bool:
         statistics.reset()
         neighbors = index.search(*queries, probes=probes)
-        read = statistics.ndis / len(photos) / index.index.ntotal
+        read = statistics.ndis / len(photos) / len(index.catalogue)
         table[probes] = float(100 * _first_is_correct(index, photos, neighbors, radius_m).mean()), 100 * read
         return table[probes][0] >= table[num_lists][0] - max_loss
 

@@ -11,6 +11,7 @@ from progeo.evaluation.search import Neighbors
 from progeo.localization.adaptive import is_uncertain
 from progeo.localization.extraction import extract_photos
 from progeo.localization.localizations import Localization, Match
+from progeo.localization.restriction import Restriction
 from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
 from progeo.verification.matchers import Pair
@@ -25,7 +26,7 @@ def localize_photos(
     *,
     top: int,
     threshold: float,
-    among: np.ndarray | Sequence[np.ndarray] | None,
+    among: Restriction | Sequence[Restriction] | None,
     verify: bool | None,
     batch_size: int,
     num_workers: int,

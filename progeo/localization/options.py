@@ -27,6 +27,8 @@ class IndexOptions:
     most likely map cells only."""
     probes: PositiveInt = 16
     """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index or one of cells uses it."""
+    part_rows: PositiveInt = 1_000_000
+    """Maximum number of rows of a part of the index; a part is written in memory for itself, and searched alone."""
     verify: bool = False
     """Store local features of the images, at most 1,000 or about 100 kB of each, for localize to verify matches with
     and without the images."""

@@ -1,6 +1,6 @@
 """A place index: a folder of images with known positions and an encoder, for localizing other photos.
 
-The folder holds `index.json`, which names all other files: a faiss file, the catalogue of the images, and the encoder.
+The folder holds the encoder, parts with the images and their descriptors, and `index.json`, which names all of them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,6 @@ from functools import cached_property
 from numbers import Real
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,9 +18,8 @@ from progeo.data.photos import Photo
 from progeo.engine.accelerator import Processor, choose_processor
 from progeo.engine.log import LOGGER
 from progeo.engine.options import Precision
-from progeo.evaluation.cell_index import Cells, cell_neighbors
-from progeo.evaluation.row_search import RowSearch
-from progeo.evaluation.search import Neighbors, check_searchable, index_neighbors, map_index
+from progeo.evaluation.cell_index import Cells
+from progeo.evaluation.search import Neighbors
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, is_metadata_of
@@ -33,30 +31,29 @@ from progeo.localization.confidence import (
     confidence_features,
     score_probabilities,
 )
+from progeo.localization.engines.store import open_engine_store
 from progeo.localization.extraction import check_at_least, find_photos
-from progeo.localization.index_folder import (
-    ENCODER_FOLDER,
-    IndexMetadata,
-    check_data_files,
-    open_features,
-    read_metadata,
-)
+from progeo.localization.index_folder import ENCODER_FOLDER, read_metadata
+from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
+from progeo.localization.part_files import OpenedPart, known_rows, open_parts
+from progeo.localization.removed_rows import open_removed
+from progeo.localization.restriction import Restriction
+from progeo.localization.stored_files import check_file
+from progeo.localization.stores import DescriptorStore, LocalStore
 from progeo.localization.verifying import Verifier, build_verifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
-from progeo.places.catalogue import Catalogue, open_catalogue
-from progeo.places.cell_order import CellOrder, build_cell_order
+from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import degrees_of, positions_m
-from progeo.places.nearby import HeadingRange, Near, check_known, heading_of, looks_toward, near_of, of_each
-from progeo.verification.feature_file import FeatureFile
+from progeo.places.nearby import HeadingRange, Near, heading_of, near_of, of_each
+from progeo.verification.feature_file import JoinedFeatures
 
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
 _NUM_CLASSES = 1000
 """Number of best classes that share the probability of a query; others count as impossible."""
-_COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,20 @@ class PlaceIndex:
     metadata: IndexMetadata
     encoder: Encoder
     catalogue: Catalogue
-    """Images by absolute path, or classes by name, with latitude and longitude, NaN where they are unknown."""
-    index: faiss.Index
+    """Images by absolute path, or classes by name, with latitude and longitude, NaN where they are unknown; also those
+    that are removed, see `removed`."""
+    store: DescriptorStore
+    """The descriptors of the rows of the catalogue."""
+    removed: np.ndarray
+    """Rows that are not found, sorted, int64 (r,)."""
     cells: Cells | None
     """The cells that are its lists; None if its lists are no cells."""
     processor: Accelerator | Processor
     """Where the encoder runs, and its precision."""
-    features: FeatureFile | None = None
+    features: JoinedFeatures | None = None
     """Local features of the images, by row; None if they are extracted from the images when needed."""
+    parts: Sequence[OpenedPart] = ()
+    """The parts of its folder."""
 
     def localize(
         self,
@@ -125,7 +128,7 @@ class PlaceIndex:
             several,
             top=top,
             threshold=threshold,
-            among=self._rows_among(near, heading, len(several)),
+            among=self._among(near, heading, len(several)),
             verify=verify,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -147,6 +150,11 @@ class PlaceIndex:
         return build_verifier(self)
 
     @cached_property
+    def images(self) -> Catalogue:
+        """The images or classes that a search can find."""
+        return self.catalogue.without(self.removed)
+
+    @cached_property
     def class_centers_m(self) -> np.ndarray:
         """East and north of all class centers in meters, (C, 2)."""
         return positions_m(self.catalogue)[0]
@@ -156,56 +164,15 @@ class PlaceIndex:
         images = ImageOptions(image_size=self.metadata.image_size, orientation=self.metadata.orientation)
         return descriptor_extractor(self.encoder, images, self.processor, preprocessing=preprocessing)
 
-    def rows_within(self, near: Near | None, heading: HeadingRange | None) -> np.ndarray | None:
-        """Find the rows near a position that may look in some directions: sorted, int64 (n,); None for all rows.
-
-        Raises:
-            ValueError: there is none, or no position or heading is known in the index.
-        """
-        if near is None and heading is None:
-            return None
-        rows = self._rows_of(near, heading)
-        if not len(rows):
-            where, larger = [], []
-            if near is not None:
-                where.append(f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}")
-                larger.append("radius")
-            if heading is not None:
-                where.append(f"with a heading of {heading.heading_deg:g} degrees")
-                larger.append("tolerance")
-            raise ValueError(
-                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger "
-                f"{' or '.join(larger)}."
-            )
-        return rows
-
-    def _rows_among(self, near: object, heading: object, count: int) -> np.ndarray | list[np.ndarray] | None:
-        """Find the rows that each of `count` photos is searched among, or all of them; see `localize`."""
+    def _among(self, near: object, heading: object, count: int) -> Restriction | list[Restriction] | None:
+        """Return what restricts the search of each of `count` photos, or of all of them; see `localize`."""
         circle = of_each(near, count, near_of, name="near")
         directions = of_each(heading, count, heading_of, name="heading")
-        if not isinstance(circle, list) and not isinstance(directions, list):
-            return self.rows_within(circle, directions)
-        circles = circle if isinstance(circle, list) else [circle] * count
-        ranges = directions if isinstance(directions, list) else [directions] * count
-        return [self._rows_of(*each) for each in zip(circles, ranges, strict=True)]
-
-    def _rows_of(self, near: Near | None, heading: HeadingRange | None) -> np.ndarray:
-        rows = np.arange(len(self.catalogue)) if near is None else self._cell_order.rows_within(near)
-        if heading is None:
-            return rows
-        headings = self.catalogue.heading
-        check_known(headings, "heading", self.folder, name="heading")
-        return rows[looks_toward(headings[rows], heading)]
-
-    @cached_property
-    def _cell_order(self) -> CellOrder:
-        degrees = self.catalogue.table["latitude"], self.catalogue.table["longitude"]
-        check_known(degrees[0].to_numpy(), "latitude and longitude", self.folder, name="near")
-        return build_cell_order(*degrees)
-
-    @cached_property
-    def _row_search(self) -> RowSearch:
-        return RowSearch(self.index)
+        if isinstance(circle, list) or isinstance(directions, list):
+            circles = circle if isinstance(circle, list) else [circle] * count
+            ranges = directions if isinstance(directions, list) else [directions] * count
+            return [Restriction(*each) for each in zip(circles, ranges, strict=True)]
+        return None if circle is None and directions is None else Restriction(circle, directions)
 
     @cached_property
     def query_extractors(self) -> list[FeatureExtractor]:
@@ -226,7 +193,7 @@ class PlaceIndex:
         *,
         min_count: int = 1,
         probes: int | None = None,
-        among: np.ndarray | Sequence[np.ndarray] | None = None,
+        among: Restriction | Sequence[Restriction] | None = None,
     ) -> Neighbors:
         """Search for Q queries; returns at least `min_count` neighbors, and as many as confidence requires.
 
@@ -235,34 +202,37 @@ class PlaceIndex:
             cell_descriptors: those of the other network that ranks the cells, (Q, E); None takes the class means of
                 the encoder of the index instead.
             probes: number of inverted lists to visit; None takes that of the index.
-            among: the rows that are searched, all of them; sorted, int64 (n,), or those of each query. None searches
-                the index.
+            among: what the neighbors of all queries, or those of each, have in common; None for nothing.
+
+        Raises:
+            ValueError: no row of the index has what is common to all queries.
         """
         if self.metadata.holds_classes:
             descriptors = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
-        num_confident = _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES
-        count = max(min_count, num_confident)
-        if among is not None:
-            if isinstance(among, np.ndarray):
-                return self._row_search.neighbors_among(among, descriptors, min(count, len(among)))
-            count = min(count, max(map(len, among), default=1) or 1)
-            pairs = zip(among, descriptors, strict=True)
-            found = [self._row_search.neighbors_among(rows, query[None], count) for rows, query in pairs]
-            return Neighbors(
-                *(np.concatenate(each) for each in zip(*((one.rows, one.distances) for one in found), strict=True))
-            )
-        if self.cells is not None:
-            return cell_neighbors(
-                self.index,
-                descriptors,
-                count,
-                probes=probes or self.metadata.probes,
-                quantizer=self.cells.quantizer,
-                quantizer_queries=cell_descriptors,
-            ).neighbors
-        if probes is not None:
-            faiss.extract_index_ivf(self.index).nprobe = probes
-        return index_neighbors(self.index, descriptors, count)
+        neighbors = self.store.search(
+            descriptors,
+            max(min_count, _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES),
+            probes=probes or self.metadata.probes,
+            refine=self.metadata.refine,
+            among=among,
+            cell_queries=cell_descriptors,
+        )
+        if isinstance(among, Restriction) and (neighbors.rows < 0).all():
+            raise self._nothing_there(among)
+        return neighbors
+
+    def _nothing_there(self, among: Restriction) -> ValueError:
+        where, larger = [], []
+        if (near := among.near) is not None:
+            where.append(f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}")
+            larger.append("radius")
+        if among.heading is not None:
+            where.append(f"with a heading of {among.heading.heading_deg:g} degrees")
+            larger.append("tolerance")
+        return ValueError(
+            f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger "
+            f"{' or '.join(larger)}."
+        )
 
     def class_scores(self, neighbors: Neighbors) -> np.ndarray:
         """Compute the scaled cosines of Q queries with their classes, (Q, K); minus infinity where there is none."""
@@ -343,16 +313,20 @@ def open_place_index(folder: Path, processor: Accelerator | Processor | None = N
 
 def rows_in_index(index: PlaceIndex, images: Catalogue) -> np.ndarray:
     """Return the rows of those images, as `index_images` returns them, whose paths an index holds already."""
-    is_in_index = pc.is_in(images.table["path"], value_set=index.catalogue.table["path"].combine_chunks())
-    return np.flatnonzero(is_in_index.to_numpy())
+    return np.flatnonzero(known_rows(index.parts, index.removed, images.table["path"]))
 
 
 def index_images(catalogue: Catalogue) -> Catalogue:
     """Convert a catalogue for an index: absolute paths, with latitude and longitude, NaN where they are unknown."""
-    latitude, longitude = np.full((2, len(catalogue)), np.nan)
+    return absolute_images(located_images(catalogue))
+
+
+def located_images(catalogue: Catalogue) -> Catalogue:
+    """Add latitude and longitude to a catalogue, NaN where they are unknown; warn if UTM positions have none."""
+    degrees = np.full((2, len(catalogue)), np.nan)
     known = has_position(catalogue)
-    latitude[known], longitude[known] = degrees_of(catalogue if known.all() else catalogue.take(np.flatnonzero(known)))
-    unknown = np.flatnonzero(known & np.isnan(latitude) & (catalogue.zone > 0))
+    degrees[:, known] = degrees_of(catalogue if known.all() else catalogue.take(np.flatnonzero(known)))
+    unknown = np.flatnonzero(known & np.isnan(degrees[0]) & (catalogue.zone > 0))
     if len(unknown):
         LOGGER.warning(
             "latitude and longitude of %d of %d images are unknown, the first is %s: it has no UTM band letter, which "
@@ -361,13 +335,17 @@ def index_images(catalogue: Catalogue) -> Catalogue:
             len(catalogue),
             catalogue.name(int(unknown[0])),
         )
-    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{catalogue.folder.resolve()}/", ""))
-    paths = catalogue.table["path"].cast(pa.large_string())
+    columns = {name: catalogue.table[name] for name in ("path", "east", "north", "zone", "heading")}
+    return Catalogue(catalogue.folder, pa.table({**columns, "latitude": degrees[0], "longitude": degrees[1]}))
+
+
+def absolute_images(images: Catalogue) -> Catalogue:
+    """Make the paths of images, as `located_images` returns them, absolute."""
+    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{images.folder.resolve()}/", ""))
+    paths = images.table["path"].cast(pa.large_string())
     joined = pc.binary_join_element_wise(folder, paths, nothing)
     absolute = pc.if_else(pc.starts_with(paths, "/"), paths, joined)
-    columns = {name: catalogue.table[name] for name in ("east", "north", "zone", "heading")}
-    table = pa.table({"path": absolute, **columns, "latitude": latitude, "longitude": longitude})
-    return Catalogue(catalogue.folder, table.combine_chunks())
+    return Catalogue(images.folder, images.table.set_column(0, "path", absolute).combine_chunks())
 
 
 def has_position(catalogue: Catalogue) -> np.ndarray:
@@ -376,43 +354,51 @@ def has_position(catalogue: Catalogue) -> np.ndarray:
 
 
 def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Processor) -> PlaceIndex:
-    check_data_files(folder, metadata)
-    catalogue = _open_images(folder / metadata.catalogue_file, folder)
-    if not metadata.digests:
-        check_searchable(folder / metadata.faiss_file)
-    index = map_index(folder / metadata.faiss_file, probes=metadata.probes)
     source = folder / ENCODER_FOLDER
+    for name, stored in metadata.files.items():
+        check_file(folder / name, stored, folder)
+    parts = open_parts(folder, metadata)
     encoder = load_encoder(source)
     if not is_metadata_of(metadata.encoder, encoder):
         raise ValueError(
             f"{folder} was not built with the encoder in {source}, as its index.json says: put that one back, or build "
             f"it anew."
         )
-    if not len(catalogue) == index.ntotal == metadata.images or index.d != encoder.descriptor_dim:
+    held = [] if metadata.engine is not None else parts
+    if len(widths := {encoder.descriptor_dim, *(part.descriptors.shape[1] for part in held)}) > 1:
         raise ValueError(
-            f"The files of {folder} do not belong together: {metadata.rows} of {encoder.descriptor_dim} dimensions in "
-            f"index.json, {len(catalogue):,} in {metadata.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
-            f"{metadata.faiss_file}. Build the index anew."
+            f"The files of {folder} do not belong together: descriptors of {', '.join(map(str, sorted(widths)))} "
+            f"dimensions. Build the index anew."
         )
-    cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
-    features = open_features(folder, metadata)
-    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor, features)
+    cells = _open_cells(folder / metadata.classifier, metadata, encoder, parts) if metadata.classifier else None
+    features = JoinedFeatures([part.features for part in parts if part.features is not None])
+    removed = open_removed(folder, metadata)
+    table = pa.concat_tables([part.images.table for part in parts])
+    store: DescriptorStore = LocalStore(parts, removed, folder, cells)
+    if metadata.engine is not None:
+        store = open_engine_store(folder, metadata, removed)
+    return PlaceIndex(
+        folder,
+        metadata,
+        encoder,
+        Catalogue(folder, table),
+        store,
+        removed,
+        cells,
+        processor,
+        features if metadata.stores_features else None,
+        parts,
+    )
 
 
-def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:
+def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, parts: Sequence[OpenedPart]) -> Cells:
     other = None if metadata.classifier == ENCODER_FOLDER else load_encoder(folder)
     classifier = load_classifier(folder)
     check_fits_encoder(classifier, other or encoder, folder)
-    if (len(classifier), classifier.fingerprint) != (getattr(index, "nlist", 0), metadata.partition):
+    num_lists = {getattr(part.index, "nlist", 0) for part in parts}
+    if num_lists != {len(classifier)} or classifier.fingerprint != metadata.partition:
         raise ValueError(
-            f"The classifier in {folder} has other classes than the lists of {metadata.faiss_file}: put back the one "
+            f"The classifier in {folder} has other classes than the lists of {metadata.trained_file}: put back the one "
             f"that the index was built with, or build the index anew."
         )
     return Cells(classifier, other)
-
-
-def _open_images(file: Path, folder: Path) -> Catalogue:
-    catalogue = open_catalogue(file, folder)
-    if tuple(catalogue.table.column_names) != _COLUMNS:
-        raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(_COLUMNS)}.")
-    return catalogue

@@ -63,7 +63,7 @@ def _pairs_folder(index: PlaceIndex, photos: Sequence[Path], pairs: Path, folder
     if index.metadata.holds_classes:
         raise ValueError("`pairs` needs an index of images: classes are no images to pair photos with.")
     check_can_be_written(pairs)
-    images = index.catalogue.table["path"]
+    images = index.images.table["path"]
     texts = (text for batch in images.iterchunks() for text in batch.to_pylist())
     folder, _ = pair_names(chain(map(str, photos), texts), folder)
     return folder

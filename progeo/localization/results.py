@@ -100,7 +100,7 @@ def _write_page(path: Path, results: Sequence[Localization], options: WritingOpt
     write_answer_page(
         path,
         results,
-        catalogue=None if index is None else index.catalogue,
+        catalogue=None if index is None else index.images,
         cell_side_m=0 if index is None else index.metadata.cell_side_m,
         orientation="exif" if index is None else index.metadata.orientation,
         by_text=options.by_text,

@@ -1,30 +1,20 @@
 """Verify the matches of a place index: match them with the photo, and rank them by inliers."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from progeo.atomic import temporary_file
 from progeo.data.decode import read_image
-from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors
 from progeo.files import each_file
 from progeo.image_files import Orientation
 from progeo.localization.confidence import confidences_beyond_chance, verified_features
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import positions_m
-from progeo.verification.feature_file import (
-    FeatureFile,
-    StoredFeatures,
-    open_feature_file,
-    to_store,
-    write_feature_file,
-)
+from progeo.verification.feature_file import JoinedFeatures, StoredFeatures, to_store
 from progeo.verification.local_features import LocalFeatures, extract_local_features
 from progeo.verification.matchers import Matcher, Pair, build_matcher
 from progeo.verification.rerank import NOT_MATCHED, Candidates, rerank
@@ -155,16 +145,15 @@ def build_verifier(index: "PlaceIndex", matcher: str = DEFAULT_MATCHER, top: int
     return Verifier(built, top, Candidates(prepared))
 
 
-def _features(index: "PlaceIndex", stored: FeatureFile, row: int) -> LocalFeatures | None:
+def _features(index: "PlaceIndex", stored: JoinedFeatures, row: int) -> LocalFeatures | None:
     try:
         return stored.features(row)
     except ValueError as error:
         raise ValueError(f"The local features of {index.catalogue.path(row)} cannot be read: {error}") from None
 
 
-@contextmanager
-def stored_features(images: Catalogue, folder: Path, orientation: Orientation) -> Iterator[FeatureFile]:
-    """Extract the local features of images into a temporary file in a folder; an image that cannot be read has none."""
+def extracted_features(images: Catalogue, orientation: Orientation) -> Iterator[StoredFeatures]:
+    """Extract the local features of images in turn; an image that cannot be read has none."""
 
     def features(row: int) -> StoredFeatures:
         try:
@@ -172,10 +161,4 @@ def stored_features(images: Catalogue, folder: Path, orientation: Orientation) -
         except (OSError, ValueError):
             return to_store(None)
 
-    with temporary_file(folder / "features.arrow") as path:
-        found = each_file(features, range(len(images)), total=len(images), description="local features")
-        write_feature_file(path, found)
-        stored = open_feature_file(path)
-        if num_missing := stored.table["features"].null_count:
-            LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
-        yield stored
+    return each_file(features, range(len(images)), total=len(images), description="local features")

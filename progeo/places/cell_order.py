@@ -62,6 +62,21 @@ def build_cell_order(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> C
     return CellOrder(latitude, longitude, order, numbers[starts], np.append(starts, len(numbers)))
 
 
+def cell_range(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> tuple[int, int] | None:
+    """Return the first and the last cell of positions in degrees; None if all are unknown."""
+    found = []
+    for each in zip(_parts(latitude), _parts(longitude), strict=True):
+        cells = _cells(*each)
+        if len(cells := cells[cells < _UNKNOWN]):
+            found += [int(cells.min()), int(cells.max())]
+    return (min(found), max(found)) if found else None
+
+
+def reaches(near: Near, cells: tuple[int, int]) -> bool:
+    """Return whether a circle may hold a position between two cells, see `cell_range`."""
+    return any(((first <= cells[1]) & (last >= cells[0])).any() for first, last in _ranges_of_cells(near))
+
+
 def _cells(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """Number the cell of each position, (N,): bands from the south, in a band from the 180 degree meridian to the east.
 

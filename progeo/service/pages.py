@@ -11,7 +11,8 @@ import numpy as np
 
 from progeo.export.card import card_rows
 from progeo.export.weights import read_encoder_metadata
-from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata
+from progeo.localization.index_folder import ENCODER_FOLDER
+from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.encoder import spec_to_json
 from progeo.pages.maps import Map, Tiles, map_frame
@@ -49,7 +50,7 @@ class ServicePages:
         """Return the data of the map of an index, see `progeo.pages.maps.Map.data`; computed once for each index."""
         with self._lock:
             if self._drawn is None or self._drawn[0] is not index:
-                (positions,) = (frame := map_frame(index.catalogue)).positions
+                (positions,) = (frame := map_frame(index.images)).positions
                 name = f"{index.metadata.rows_are} of the index"
                 self._drawn = index, Map(frame.unit, positions, name, tiles=self._tiles).data()
             return self._drawn[1]
@@ -89,11 +90,11 @@ def _extent(points: dict[str, Any]) -> str:
 
 def _facts(index: PlaceIndex) -> dict[str, str]:
     metadata, calibration = index.metadata, index.metadata.calibration
-    num_headings = int(np.isfinite(index.catalogue.heading).sum())
+    num_headings = int(np.isfinite(index.images.heading).sum())
     height, width = metadata.image_size
     return {
         "generation": str(metadata.generation),
-        "search": f"faiss {metadata.kind}",
+        "search": f"faiss {metadata.kind}" if metadata.engine is None else metadata.engine.name,
         **({"cells": f"{metadata.cell_side_m} m a side"} if metadata.holds_classes else {}),
         "with a viewing direction": f"{num_headings:,} of {metadata.rows}",
         "photos": f"preprocessed by {metadata.query_preprocessing}, {height} x {width} pixels",
@@ -117,5 +118,5 @@ def _verification_facts(metadata: IndexMetadata) -> dict[str, str]:
             f"{which} are matched with their first {verification.top} images by {verification.matcher}; expected "
             f"calibration error {100 * verification.calibration.error:.1f} % if all are verified"
         )
-    local = "stored" if metadata.features_file else "not stored, so images are read for verification"
+    local = "stored" if metadata.stores_features else "not stored, so images are read for verification"
     return {"verification": told, "local features": local}

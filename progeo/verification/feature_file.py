@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -85,6 +85,35 @@ class FeatureFile:
             return LocalFeatures.from_bytes(values)
         except ValueError as error:
             raise ValueError(f"{self.path} is corrupt at row {row} ({error}): build the index anew.") from None
+
+
+@dataclass(frozen=True)
+class JoinedFeatures:
+    """The features of the images of several files, counted one file after another."""
+
+    files: Sequence[FeatureFile]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *map(len, self.files)])
+
+    def stored(self, rows: Iterable[int] | None = None) -> Iterator[StoredFeatures]:
+        """Yield features as `FeatureFile.stored` does."""
+        for row in range(len(self)) if rows is None else rows:
+            file, row_there = self._at(row)
+            yield from file.stored([row_there])
+
+    def features(self, row: int) -> LocalFeatures | None:
+        """Return the features of an image, see `FeatureFile.features`."""
+        file, row_there = self._at(row)
+        return file.features(row_there)
+
+    def _at(self, row: int) -> tuple[FeatureFile, int]:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.files[number], row - int(self._starts[number])
 
 
 def open_feature_file(path: Path) -> FeatureFile:

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder, open_run
-from progeo.evaluation.search import build_index
 from progeo.export.card import starting_weights
 from progeo.export.classifier import load_classifier, write_classifier
 from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
@@ -28,9 +28,12 @@ from progeo.features.cache import Cache, prepared_folder
 from progeo.features.descriptors import descriptor_metadata
 from progeo.features.store import ShardedRows
 from progeo.features.unreadable import read_reasons, write_reasons
+from progeo.localization.building import rows_in_cell_order, write_index
 from progeo.localization.confidence import Calibration, Verification, VerifiedCalibration
-from progeo.localization.index_folder import IndexMetadata, new_files, save_generation
-from progeo.localization.place_index import _open_images, index_images, open_place_index
+from progeo.localization.index_metadata import IndexMetadata
+from progeo.localization.part_files import open_images
+from progeo.localization.path_table import open_path_table
+from progeo.localization.place_index import located_images, open_place_index
 from progeo.models.aggregation.centroids import read_centroids, write_centroids
 from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
@@ -236,7 +239,7 @@ def read_metrics(path):
 
 def place_index(folder, kind="IVF3,Flat"):
     save_encoder(folder / "model", encoder(), provenance={}, recalls={})
-    images = index_images(catalogue(folder))
+    images = located_images(catalogue(folder))
     rows = descriptors(folder / "scratch", width=encoder().descriptor_dim)
     calibrated = Calibration(25.0, (0.5, 0.1), (0.2, 0.1), (1.0, 2.0, 3.0), 30, 20, 0.05)
     verified = VerifiedCalibration(25.0, (0.5, 0.1, 2.0), (0.2, 0.1, 1.0), (1.0, 2.0, 3.0, 4.0), 30, 25, 0.05)
@@ -249,13 +252,14 @@ def place_index(folder, kind="IVF3,Flat"):
         image_size=(32, 32),
         database_preprocessing="hard_resize",
         query_preprocessing="hard_resize",
-        images=len(images),
         calibration=calibrated,
         verification=Verification("sift", 20, 0.5, verified),
-        **new_files(features=True),
+        stores_features=True,
+        parts=(),
     )
     stored = [features, to_store(None), *[features] * (len(images) - 2)]
-    assert save_generation(folder, None, metadata, build_index(rows, kind), images, features=stored)
+    new = replace(rows_in_cell_order(images, rows), features=lambda first, last: stored[first:last])
+    assert write_index(folder, metadata, new)
     return folder / "index.json"
 
 
@@ -279,7 +283,7 @@ def read_index(path):
 
 
 def read_catalogue_of_index(path):
-    _open_images(path, path.parent).table.to_pylist()
+    open_images(path, path.parent).table.to_pylist()
 
 
 def scanned(folder):
@@ -368,12 +372,19 @@ READERS = {
     "config.yaml": Reader(run_folder, lambda path: open_run(path.parent, SETTINGS, resume=True)),
     "metrics.jsonl": Reader(metrics, read_metrics),
     "index.json": Reader(place_index, read_index, lambda path: str(path.parent)),
-    "place index, faiss": Reader(partial(file_of, place_index, "places_*.faiss"), read_index),
-    "place index, catalogue": Reader(partial(file_of, place_index, "catalogue_*.arrow"), read_index),
+    **{
+        f"place index, {name}": Reader(
+            partial(file_of, place_index, f"part_00000/{name}"), lambda path: read_index(path.parent)
+        )
+        for name in ("catalogue.arrow", "descriptors.npy", "places.faiss", "features.arrow")
+    },
+    "place index, trained": Reader(partial(file_of, place_index, "trained_*.faiss"), read_index),
     "place index, catalogue, no digest": Reader(
-        partial(file_of, place_index, "catalogue_*.arrow", digests="digests"), read_catalogue_of_index
+        partial(file_of, place_index, "part_00000/catalogue.arrow"), read_catalogue_of_index
     ),
-    "place index, local features": Reader(partial(file_of, place_index, "features_*.arrow"), read_index),
+    "place index, paths.npy, no digest": Reader(
+        partial(file_of, place_index, "part_00000/paths.npy"), lambda path: open_path_table(path, len(NAMES))
+    ),
     "images.arrow": Reader(scanned, read_scanned),
     "description.json": Reader(partial(cached, "description.json"), read_cached, lambda path: path.parent.name),
     "files.npy": Reader(partial(cached, "files.npy"), read_cached),

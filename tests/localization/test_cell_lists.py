@@ -75,9 +75,9 @@ def test_an_index_keeps_the_classifier_and_its_network_only_if_it_is_another(mad
 def test_a_descriptor_alone_searches_the_cells_by_their_means(made, city):
     opened = open_place_index(made / "other")
     photo = descriptors_of(opened.encoder, [next((city / "train").iterdir())])
-    means = opened.index.quantizer.reconstruct_n(0, opened.index.nlist)
+    means = opened.parts[0].index.quantizer.reconstruct_n(0, opened.store.num_lists)
     rows = opened.search(photo, probes=1).rows[0]
-    lists = [set(faiss_ids(opened.index, each)) for each in range(opened.index.nlist)]
+    lists = [set(faiss_ids(opened.parts[0].index, each)) for each in range(opened.store.num_lists)]
     has_images = np.flatnonzero([len(each) for each in lists])
     assert set(rows[rows >= 0]) <= lists[has_images[rank_classes(photo, means[has_images], count=1).rows[0, 0]]]
 
@@ -85,6 +85,11 @@ def test_a_descriptor_alone_searches_the_cells_by_their_means(made, city):
 def faiss_ids(index, number):
     lists = index.invlists
     return [lists.get_single_id(number, offset) for offset in range(lists.list_size(number))]
+
+
+def paths_in_list(opened, number):
+    names = [(part, part.images.table["path"].to_pylist()) for part in opened.parts]
+    return {paths[row] for part, paths in names for row in faiss_ids(part.index, number)}
 
 
 @pytest.mark.parametrize("index", ["own", "other"])
@@ -104,7 +109,7 @@ def test_added_images_are_in_the_cells_that_they_were_built_into(index, made, ci
     for name in ("grown", "whole"):
         opened = open_place_index(tmp_path / name)
         paths = opened.catalogue.table["path"].to_pylist()
-        lists = [{paths[row] for row in faiss_ids(opened.index, each)} for each in range(opened.index.nlist)]
+        lists = [paths_in_list(opened, each) for each in range(opened.store.num_lists)]
         found.append(lists)
     assert found[0] == found[1]
     assert sum(map(len, found[0])) == len(paths)
@@ -143,7 +148,7 @@ def test_the_fewest_probes_with_the_allowed_loss_are_stored(made, cache, tmp_pat
     opened = open_place_index(tmp_path / "index")
     queries = descriptors_of(opened.encoder, map(photos.path, range(len(photos))))
     recalls = []
-    for probes in range(1, opened.index.nlist + 1):
+    for probes in range(1, opened.store.num_lists + 1):
         first = opened.search(queries, probes=probes).rows[:, 0]
         offsets = opened.catalogue.east[first] - photos.east, opened.catalogue.north[first] - photos.north
         recalls.append(100 * (np.hypot(*offsets) <= 25).mean())
@@ -178,7 +183,9 @@ def test_an_index_refuses_other_classes(made, tmp_path, change):
     parts = {name: getattr(classifier, name)[:count] for name in ("weight", "num_images")}
     changed = replace(classifier, **parts, **changes, classes_per_group=(count,))
     save_encoder(tmp_path / "index/model", opened.encoder, provenance={}, recalls={}, classifier=changed)
-    with pytest.raises(ValueError, match=r"classifier in .*model has other classes than the lists of places_\w+.faiss"):
+    with pytest.raises(
+        ValueError, match=r"classifier in .*model has other classes than the lists of trained_\w+.faiss"
+    ):
         open_place_index(tmp_path / "index")
 
 

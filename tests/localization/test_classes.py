@@ -16,7 +16,6 @@ from scipy.special import softmax
 
 from progeo.cli import main
 from progeo.evaluation.classification import rank_classes
-from progeo.evaluation.search import load_index
 from progeo.export.classifier import load_classifier, load_encoder_and_classifier
 from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
 from progeo.features.options import ClassOptions
@@ -121,7 +120,7 @@ def test_an_index_of_classes_has_the_vectors_of_the_classifier(made, city, cache
     classifier = load_classifier(made / "means")
     for folder in (tmp_path / "index", made / "index"):
         opened = open_place_index(folder)
-        vectors = load_index(folder / opened.metadata.faiss_file).reconstruct_n(0, len(classifier))
+        vectors = opened.parts[0].descriptors
         np.testing.assert_allclose(vectors, classifier.weight, atol=1e-6)
         tables = [each.table.drop_columns("heading") for each in (opened.catalogue, classifier.catalogue)]
         assert tables[0].equals(tables[1]) and np.isnan(opened.catalogue.heading).all()

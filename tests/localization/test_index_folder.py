@@ -4,106 +4,22 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import count
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from running import killed_at
+from small_indexes import DIM, add, contents, expected, images, small_index
 
 from progeo.cli import main
 from progeo.commands.index import build_index as build_command
-from progeo.evaluation.search import build_index, load_index
-from progeo.export.weights import load_encoder, save_encoder
-from progeo.features.descriptors import descriptor_metadata
+from progeo.export.weights import save_encoder
 from progeo.features.options import CacheOptions, WorkOptions
-from progeo.features.store import ShardedRows
-from progeo.localization.building import add_images
-from progeo.localization.index_folder import (
-    IndexMetadata,
-    commit,
-    finish_update,
-    new_files,
-    read_metadata,
-    remove_unused_data,
-    save_generation,
-)
-from progeo.localization.place_index import index_images, open_place_index
+from progeo.localization.index_folder import commit, finish_update, read_metadata
+from progeo.localization.place_index import open_place_index
+from progeo.localization.stored_files import stored_file
 from progeo.locks import locked
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
-from progeo.verification.feature_file import to_store
-
-DIM = 256
-
-
-def images(prefix, count):
-    """Images of an index and their descriptors, of which every one says whose it is."""
-    east, nothing = np.arange(count, dtype=float), np.full(count, np.nan)
-    numbers = {"east": east, "north": east, "zone": np.zeros(count, np.int8), "heading": nothing}
-    table = pa.table({"path": pa.array([f"{prefix}{row}.jpg" for row in range(count)], pa.large_string()), **numbers})
-    first = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}[prefix]
-    return table, np.stack([np.full(count, first), east, *np.zeros((DIM - 2, count))], axis=1).astype(np.float32)
-
-
-def stored(folder, values):
-    rows = ShardedRows(folder, num_rows=len(values), width=DIM, shard_size=len(values), dtype="float32")
-    rows.write_shard(0, values)
-    return rows
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """An index of three images a0, a1, a2."""
-    folder = tmp_path_factory.mktemp("index") / "index"
-    save_encoder(
-        folder / "model", build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM), provenance={}, recalls={}
-    )
-    table, values = images("a", 3)
-    metadata = IndexMetadata(
-        kind="Flat",
-        probes=1,
-        encoder=descriptor_metadata(load_encoder(folder / "model")),
-        image_size=(48, 48),
-        database_preprocessing="hard_resize",
-        query_preprocessing="hard_resize",
-        images=3,
-        **new_files(),
-    )
-    index = build_index(stored(folder.parent / "rows", values), "Flat")
-    assert save_generation(folder, None, metadata, index, index_images(Catalogue(folder, table)))
-    return folder
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    shutil.copytree(original, tmp_path / "index")
-    return tmp_path / "index"
-
-
-def add(opened, tmp_path, prefix, count=2):
-    table, values = images(prefix, count)
-    add_images(opened, index_images(Catalogue(opened.folder, table)), stored(tmp_path / f"rows_{prefix}", values))
-
-
-def contents(folder):
-    """The descriptors of an index by the names of its images, and that no other file lies beside those it holds."""
-    metadata = json.loads((folder / "index.json").read_text())
-    names = open_catalogue(folder / metadata["catalogue_file"], folder).table["path"].to_pylist()
-    names = [name.rpartition("/")[2] for name in names]
-    rows = load_index(folder / metadata["faiss_file"]).reconstruct_n(0, len(names))[:, :2].tolist()
-    generation = {f"index_{metadata['generation']}.json"} if metadata["generation"] else set()
-    files = {path.name for path in folder.iterdir()}
-    assert files == {"index.json", "model", metadata["faiss_file"], metadata["catalogue_file"], *generation}
-    assert len(set(names)) == len(names) == metadata["images"]
-    return dict(zip(names, rows, strict=True))
-
-
-def expected(**counts):
-    first = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
-    return {f"{name}{row}.jpg": [first[name], row] for name, count in counts.items() for row in range(count)}
 
 
 def test_images_that_two_commands_add_at_once_are_all_there_with_their_own_descriptors(folder, tmp_path):
@@ -114,46 +30,15 @@ def test_images_that_two_commands_add_at_once_are_all_there_with_their_own_descr
     assert read_metadata(folder).generation == 2
 
 
-def test_local_features_stay_in_the_rows_of_their_images_when_two_commands_add_at_once(folder, tmp_path):
-    before = read_metadata(folder)
-    index, catalogue = load_index(folder / before.faiss_file), open_catalogue(folder / before.catalogue_file, folder)
-    metadata = replace(before, **new_files(features=True))
-    assert save_generation(folder, before, metadata, index, catalogue, features=map(to_store, [b"a0", None, b"a2"]))
+def test_local_features_stay_in_the_rows_of_their_images_when_two_commands_add_at_once(small_encoder, tmp_path):
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, features=[b"a0", None, b"a2"])
     first, second = open_place_index(folder), open_place_index(folder)
     add(first, tmp_path, "b")
     add(second, tmp_path, "c")
     opened = open_place_index(folder)
     added = [each.values for each in opened.features.stored()]
     assert added == [b"a0", None, b"a2", *[None] * 4]  # as the images of b and c are no files
-    data = {opened.metadata.faiss_file, opened.metadata.catalogue_file, opened.metadata.features_file}
-    assert {path.name for path in folder.iterdir()} == {"index.json", "index_3.json", "model", *data}
-
-
-@pytest.mark.slow
-def test_a_command_killed_at_any_moment_leaves_local_features_that_fit_the_images(original, tmp_path):
-    features = [to_store(each) for each in (b"a0", None, b"a2")]
-    for event in count(1):
-        folder = shutil.copytree(original, tmp_path / f"index_{event}")
-        before = read_metadata(folder)
-        index, catalogue = (
-            load_index(folder / before.faiss_file),
-            open_catalogue(folder / before.catalogue_file, folder),
-        )
-        metadata = replace(before, **new_files(features=True))
-        save = partial(save_generation, folder, before, metadata, index, catalogue, features=features)
-        was_killed = killed_at(event, save)
-        opened = open_place_index(folder)
-        assert (opened.features is None) == (not opened.metadata.features_file)
-        if opened.features is not None:
-            assert list(opened.features.stored()) == features
-        finish_update(folder)
-        remove_unused_data(folder)
-        current = read_metadata(folder)
-        data = set(filter(None, (current.faiss_file, current.catalogue_file, current.features_file)))
-        assert {path.name for path in folder.glob("*_*") if path.suffix != ".json"} == data
-        if not was_killed:
-            break
-    assert opened.features is not None and event > 5
+    contents(folder)
 
 
 def test_four_commands_at_once_lose_nothing(folder, tmp_path):
@@ -200,11 +85,8 @@ def test_an_index_that_was_built_anew_with_another_encoder_takes_no_descriptors_
     opened = open_place_index(folder)
     shutil.rmtree(folder)
     other = build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM, seed=1)
-    save_encoder(folder / "model", other, provenance={}, recalls={})
-    table, values = images("a", 3)
-    metadata = replace(opened.metadata, encoder=descriptor_metadata(load_encoder(folder / "model")), **new_files())
-    index = build_index(stored(tmp_path / "rows", values), "Flat")
-    assert save_generation(folder, None, metadata, index, index_images(Catalogue(folder, table)))
+    save_encoder(tmp_path / "other", other, provenance={}, recalls={})
+    small_index(folder, tmp_path / "other", tmp_path)
     with pytest.raises(ValueError, match="was built anew meanwhile, and differently"):
         add(opened, tmp_path, "b")
     assert contents(folder) == expected(a=3)
@@ -219,25 +101,26 @@ CALIBRATION = {
     "num_correct": 20,
     "error": 0.1,
 }
-NAME = r"index.json is not as progeo writes it: expected str matching regex .*places_.*, got {} in faiss_file"
-CATALOGUE = r"expected str matching regex .*catalogue_"
+NAME = r"index.json is not as progeo writes it: expected str matching regex .*trained_.*, got {} in trained_file"
 SIDES = r"expected .*, got .* in image_size"
+
+
+def with_part(values, **changes):
+    return {**values, "parts": [{**values["parts"][0], **changes}]}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"faiss_file": "../outside.faiss"}, NAME.format("'../outside.faiss'")),
-        ({"faiss_file": "/tmp/places_1.faiss"}, NAME.format("'/tmp/places_1.faiss'")),
-        ({"faiss_file": "..\\places_1.faiss"}, NAME.format(".*")),
-        ({"faiss_file": "places_1.faiss\n"}, NAME.format(".*")),
-        ({"faiss_file": "places_../../1.faiss"}, NAME.format(".*")),
-        ({"faiss_file": "index.json"}, NAME.format("'index.json'")),
-        ({"faiss_file": None}, "expected str, got None in faiss_file"),
-        ({"catalogue_file": "../catalogue_1.arrow"}, CATALOGUE),
-        ({"catalogue_file": "places_1.faiss"}, CATALOGUE),
-        ({"catalogue_file": ["catalogue_1.arrow"]}, r"expected str, got \['catalogue_1.arrow'\] in catalogue_file"),
-        ({"faiss_file": "places_7.faiss"}, "places_7.faiss is missing: put it back, or build the index anew"),
+        ({"trained_file": "../outside.faiss"}, NAME.format("'../outside.faiss'")),
+        ({"trained_file": "/tmp/trained_0123456789ab.faiss"}, NAME.format("'/tmp/trained_0123456789ab.faiss'")),
+        ({"trained_file": "trained_0123456789ab.faiss\n"}, NAME.format(".*")),
+        ({"trained_file": None}, "expected str, got None in trained_file"),
+        ({"trained_file": "trained_0123456789ab.faiss"}, "The files in .*index.json are not those that it names"),
+        ({"removed_file": "../removed_0123456789ab.npy"}, r"expected str matching regex .*removed_"),
+        ({"num_removed": 1}, "contradicts itself about removed rows"),
+        ({"num_removed": 7}, "more removed rows than rows"),
+        ({"parts": []}, "has no parts"),
         ({"new_field": 1}, "index.json is not as progeo writes it: unknown 'new_field'; its fields are kind"),
         ({"image_size": ...}, "missing the field image_size. Put the file back, or build"),
         ({"image_size": [48]}, r"expected array of length 2, got \[48\] in image_size"),
@@ -245,15 +128,13 @@ SIDES = r"expected .*, got .* in image_size"
         ({"image_size": [48, True]}, r"expected int, got True in image_size\[1\]"),
         ({"probes": 0}, "expected int >= 1, got 0 in probes"),
         ({"probes": 10**400}, "expected int <= 2147483647, got 1000.* in probes"),
-        ({"images": "3"}, "expected int, got '3' in images"),
-        ({"images": 4}, "do not belong together: 4 images .* 3 in catalogue_"),
         ({"kind": None}, "expected str, got None in kind"),
         ({"encoder": []}, r"expected object, got \[\] in encoder"),
         ({"encoder": {}}, "was not built with the encoder in"),
         ({"query_preprocessing": "maj_voting"}, "one of hard_resize, .*, got 'maj_voting' in query_preprocessing"),
         ({"database_preprocessing": ["native"]}, r"one of hard_resize, .*, got \['native'\] in database_preprocessing"),
         ({"generation": -1}, "expected int >= 0, got -1 in generation"),
-        ({"format": 2}, "index.json is not a place index in format 1"),
+        ({"format": 3}, "index.json is not a place index in format 1 or 2"),
         ({"calibration": []}, r"index.json .* expected .*Calibration, got \[\] in calibration"),
         ({"calibration": {}}, "calibration in .*index.json .* missing the field radius_m. Set calibration to null"),
         (
@@ -267,7 +148,7 @@ SIDES = r"expected .*, got .* in image_size"
         ({"calibration": {**CALIBRATION, "radius_m": float("inf")}}, "got inf in radius_m"),
         ({"calibration": {**CALIBRATION, "error": 10**400}}, "number out of range, got 1000.* in error"),
         ({"calibration": {**CALIBRATION, "num_correct": "20"}}, "expected int, got '20' in num_correct"),
-        ({"digests": {"places": 3}}, "expected str, got .* in digests"),
+        ({"files": {"places": 3}}, r"expected object, got .* in files"),
     ],
 )
 def test_invalid_metadata_is_refused_by_name(changes, words, folder):
@@ -290,55 +171,73 @@ def test_a_valid_calibration_is_read(folder, former):
     assert (read.weights, read.stds, read.num_correct) == ((0.0, 1.0, 2.0), (1.0, 1.0), 20)
 
 
-@pytest.mark.parametrize("name", ["faiss_file", "catalogue_file"])
+FILES = ("catalogue.arrow", "descriptors.npy", "paths.npy")
+
+
+def changed_part(folder, change):
+    """Change the metadata of the first part in index.json."""
+    values = json.loads((folder / "index.json").read_text())
+    change(values["parts"][0])
+    (folder / "index.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_link_out_of_the_folder_is_refused(name, folder, tmp_path):
-    file = folder / json.loads((folder / "index.json").read_text())[name]
+    file = folder / "part_00000" / name
     outside = file.rename(tmp_path / file.name)
     file.symlink_to(outside)
     with pytest.raises(ValueError, match=f"{file.name} leads out of its folder"):
         open_place_index(folder)
 
 
-def without_digests(folder):
-    """Make the index one of an earlier version."""
-    values = json.loads((folder / "index.json").read_text())
-    values.pop("digests")
-    (folder / "index.json").write_text(json.dumps(values))
-
-
-def test_an_index_without_digests_is_opened(folder):
-    without_digests(folder)
-    assert contents(folder) == expected(a=3)
-
-
-@pytest.mark.parametrize("has_digests", [True, False])
-@pytest.mark.parametrize("name", ["faiss_file", "catalogue_file"])
-def test_a_damaged_file_is_refused_by_name(name, has_digests, folder):
-    file = folder / json.loads((folder / "index.json").read_text())[name]
-    if not has_digests:
-        without_digests(folder)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=file.name):
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_a_truncated_and_a_damaged_file_are_refused_by_name(name, folder):
+    file = folder / "part_00000" / name
+    content = file.read_bytes()
+    file.write_bytes(content[:100])
+    with pytest.raises(ValueError, match=rf"{name} is corrupt: it has 100 bytes and was written with [\d,]+\. Put"):
         open_place_index(folder)
+    file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(ValueError, match=f"{name} is corrupt: index.json has the digest of other content. Put"):
+        open_place_index(folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing: put it back, or build the index anew"):
+        open_place_index(folder)
+
+
+def test_a_part_whose_files_or_name_are_others_is_refused(folder):
+    changes = (
+        (lambda part: part.update(rows=4), "The files of .*part_00000 do not belong together: 4 rows in index.json, 3"),
+        (lambda part: part.update(name="../part_00000"), "expected str matching regex .*part_"),
+        (
+            lambda part: part["files"].update({"../mine.npy": part["files"]["paths.npy"]}),
+            "Invalid enum value '../mine.npy'",
+        ),
+        (lambda part: part["files"].pop("paths.npy"), "part_00000 in .*index.json should have the files catalogue"),
+    )
+    kept = (folder / "index.json").read_bytes()
+    for change, words in changes:
+        changed_part(folder, change)
+        with pytest.raises(ValueError, match=words):
+            open_place_index(folder)
+        (folder / "index.json").write_bytes(kept)
 
 
 def test_a_catalogue_of_something_else_is_refused_by_name(folder):
-    file = folder / json.loads((folder / "index.json").read_text())["catalogue_file"]
+    file = folder / "part_00000/catalogue.arrow"
     catalogue = open_catalogue(file, folder)
     Catalogue(folder, catalogue.table.drop_columns("latitude")).save(file)
-    with pytest.raises(ValueError, match=f"{file.name} is corrupt: index.json has the digest of other content. Put"):
-        open_place_index(folder)
-    without_digests(folder)
+    changed_part(folder, lambda part: part["files"].update({file.name: asdict(stored_file(file))}))
     with pytest.raises(ValueError, match=f"{file.name} is no catalogue of a place index, it should have path, east"):
         open_place_index(folder)
 
 
 def test_an_index_that_somebody_sent_leads_no_command_to_other_files(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for changes in ({"faiss_file": "../mine.faiss"}, {"catalogue_file": "../mine.arrow"}):
+    for changes in ({"trained_file": "../mine.faiss"}, {"removed_file": "../mine.npy"}):
         values = json.loads((folder / "index.json").read_text())
-        for name, file in changes.items():
-            shutil.copy(folder / values[name], folder / file)
+        for file in changes.values():
+            (folder / file).write_text("mine")
         (folder / "sent.json").write_text(json.dumps({**values, **changes}))
         before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
         kept = (folder / "index.json").read_bytes()
@@ -356,21 +255,18 @@ def test_a_file_of_the_user_that_looks_like_a_generation_is_refused(folder):
 
 
 def test_a_killed_update_is_finished_and_data_of_no_generation_are_removed(folder):
-    metadata = read_metadata(folder)
     (folder / "index_1.json").write_text(
         json.dumps({**json.loads((folder / "index.json").read_text()), "generation": 1})
     )
-    for name in ("places_0123456789ab.faiss", "catalogue_0123456789ab.arrow", "places_mine.faiss"):
+    (folder / "part_00007").mkdir()
+    for name in ("part_00007/descriptors.npy", "removed_0123456789ab.npy", "trained_0123456789ab.faiss"):
+        (folder / name).write_text("x")
+    for name in ("places_mine.faiss", "part_7.txt"):
         (folder / name).write_text("x")
     finish_update(folder)
     assert json.loads((folder / "index.json").read_text())["generation"] == 1
-    data = {metadata.faiss_file, metadata.catalogue_file}
     assert {path.name for path in folder.iterdir()} == {
-        "index.json",
-        "index_1.json",
-        "model",
-        "places_mine.faiss",
-        *data,
+        *("index.json", "index_1.json", "model", "part_00000", "places_mine.faiss", "part_7.txt"),
     }
 
 
@@ -391,7 +287,7 @@ def test_of_two_commands_that_build_an_index_in_one_folder_the_second_changes_no
     assert contents(out) == expected(a=3)
     open_place_index(out)  # whose encoder is still that of the first
     (tmp_path / "third").mkdir()
-    for name in ("places_0123456789ab.faiss", "catalogue_0123456789ab.arrow"):
-        (tmp_path / "third" / name).touch()  # of a command that was killed
+    for name in ("part_00003", "part_00000"):
+        (tmp_path / "third" / name).mkdir()  # of a command that was killed
     second(out=tmp_path / "third")
-    assert len(list((tmp_path / "third").iterdir())) == 4
+    assert {path.name for path in (tmp_path / "third").iterdir()} == {"index.json", "model", "part_00000"}

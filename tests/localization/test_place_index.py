@@ -41,8 +41,9 @@ def test_a_confidence_that_equals_the_threshold_is_enough(built, city):
 
 def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
     metadata = json.loads((built / "index/index.json").read_text())
-    assert metadata["images"] == len(list((city / "train").iterdir()))
-    expected = {"index.json", "index_1.json", metadata["faiss_file"], metadata["catalogue_file"]}  # it was changed once
+    assert [part["rows"] for part in metadata["parts"]] == [len(list((city / "train").iterdir()))]
+    part = {f"part_00000/{name}" for name in ("catalogue.arrow", "descriptors.npy", "paths.npy")}
+    expected = {"index.json", "index_1.json", *part}  # it was changed once
     assert files_in(built / "index") - {name for name in files_in(built / "index") if "model/" in name} == expected
     assert (built / "index/index_1.json").read_text() == (built / "index/index.json").read_text()
     assert {"model/model.safetensors", "model/model.json"} <= files_in(built / "index")
@@ -128,7 +129,9 @@ def test_added_images_are_found_as_in_an_index_built_of_all_images(city, encoder
         assert {match.path for match in mine.matches} == {match.path for match in theirs.matches}
         distances = [[match.distance for match in result.matches] for result in (mine, theirs)]
         assert distances[0] == pytest.approx(distances[1], abs=1e-3)
-    assert len(list((tmp_path / "grown").glob("places_*"))) == 1
+    assert {path.name for path in (tmp_path / "grown").iterdir()} == {
+        *("index.json", "index_1.json", "model", "part_00000", "part_00001"),
+    }
     before = files_in(tmp_path / "grown")
     command("index add", cache, folder=both / "queries", index=tmp_path / "grown")
     assert "6 of 6 images are in the index already" in capsys.readouterr().err
@@ -212,7 +215,7 @@ def sparse(city, encoder, cache, tmp_path_factory):
 
 def test_photos_are_preprocessed_and_searched_with_the_settings_of_the_index(sparse, city):
     opened = open_place_index(sparse)
-    assert faiss.try_extract_index_ivf(opened.index).nprobe == 2
+    assert faiss.try_extract_index_ivf(opened.parts[0].index).nprobe == 2
     photos = sorted((city / "test/queries").iterdir())
     found = localized(sparse, *photos, top=3)
     encoder = load_encoder(sparse / "model")

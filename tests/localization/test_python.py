@@ -121,10 +121,8 @@ def test_nothing_where_an_index_or_an_encoder_should_be_is_refused(index, photo)
 
 
 def test_an_index_without_positions_cannot_be_searched_near_one(index, photo):
-    columns = index.catalogue.table.column_names
-    unknown = np.full(len(index.catalogue), np.nan)
-    table = index.catalogue.table.set_column(columns.index("latitude"), "latitude", [unknown])
-    nowhere = replace(index, catalogue=replace(index.catalogue, table=table))
+    parts = [replace(part, metadata=replace(part.metadata, num_degrees=0)) for part in index.parts]
+    nowhere = replace(index, store=replace(index.store, parts=parts))
     for near in ((1, 2, 3), [(1, 2, 3)]):
         with pytest.raises(ValueError, match=r"`near` cannot be used: no latitude and longitude is known"):
             nowhere.localize(photo, near=near)

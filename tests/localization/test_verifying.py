@@ -87,6 +87,9 @@ def index(built, tmp_path):
     return tmp_path / "index"
 
 
+FEATURES = "part_00000/features.arrow"
+
+
 def flip_bit(features_file, row):
     """Make the stored local features of an image corrupt."""
     content, stored = features_file.read_bytes(), list(open_feature_file(features_file).stored())[row].values
@@ -107,12 +110,10 @@ def same(one, other):
 
 
 def test_an_index_holds_the_local_features_of_its_images_and_no_other_file(built, images):
-    metadata = metadata_of(built)
     opened = open_place_index(built)
-    files = {"index.json", metadata["faiss_file"], metadata["catalogue_file"], metadata["features_file"]}
+    names = ("catalogue.arrow", "descriptors.npy", "features.arrow", "paths.npy")
+    files = {"index.json", *(f"part_00000/{name}" for name in names)}
     assert {name for name in files_in(built) if "model/" not in name} == files
-    assert metadata["features_file"].startswith("features_")
-    assert set(metadata["digests"]) == files - {"index.json"}
     for row in range(NUM_PLACES):
         image = read_image(images / "database" / opened.catalogue.name(row).rpartition("/")[2])
         assert same(opened.features.features(row), extract_local_features(image))
@@ -223,7 +224,6 @@ def test_verification_that_does_not_help_is_switched_off_and_says_so(index, imag
 
 
 def test_added_images_get_local_features_in_their_rows(index, cache, tmp_path):
-    before = metadata_of(index)["features_file"]
     for number in (7, 8, 9):  # by name from west to east, in the order of cells from south to north
         save(place(number), tmp_path / "more", number, north_m=4_105_000 - 500 * number)
     command("index add", cache, folder=tmp_path / "more", index=index)
@@ -232,15 +232,12 @@ def test_added_images_get_local_features_in_their_rows(index, cache, tmp_path):
     for row in range(NUM_PLACES + 3):
         number = round((opened.catalogue.east[row] - 500_000) / 100)
         assert same(opened.features.features(row), extract_local_features(place(number)))
-    metadata = metadata_of(index)
-    assert metadata["features_file"] != before
-    assert {path.name for path in index.glob("features_*")} == {metadata["features_file"]}
     (result,) = localized(index, next((tmp_path / "more").iterdir()), verify=True)
     assert result.matches[0].inliers > 100
 
 
 def test_corrupt_local_features_stay_corrupt_when_images_are_added(index, cache, tmp_path):
-    flip_bit(index / metadata_of(index)["features_file"], row=3)
+    flip_bit(index / FEATURES, row=3)
     save(place(7), tmp_path / "more", 7)
     command("index add", cache, folder=tmp_path / "more", index=index)
     features = open_place_index(index).features
@@ -251,7 +248,7 @@ def test_corrupt_local_features_stay_corrupt_when_images_are_added(index, cache,
 
 
 def test_a_photo_of_whose_matches_too_few_can_be_matched_is_not_verified(index, capsys):
-    features_file = index / metadata_of(index)["features_file"]
+    features_file = index / FEATURES
     opened = progeo.open_index(index, device="cpu")
     plain, whole = (opened.localize(view(4, SHIFT_PX), top=NUM_PLACES, verify=verify) for verify in (False, True))
     assert whole[0].verified
@@ -266,11 +263,11 @@ def test_a_photo_of_whose_matches_too_few_can_be_matched_is_not_verified(index, 
 
 
 def test_an_image_without_stored_features_is_read(images, index):
-    path = index / metadata_of(index)["features_file"]
+    path = index / FEATURES
     stored = list(open_feature_file(path).stored())
     write_feature_file(path, [to_store(None), *stored[1:]])
     metadata = metadata_of(index)
-    metadata["digests"][path.name] = open_feature_file(path).fingerprint
+    metadata["parts"][0]["files"][path.name]["digest"] = open_feature_file(path).fingerprint
     (index / "index.json").write_text(json.dumps(metadata))
     opened = progeo.open_index(index, device="cpu")
     image = opened.catalogue.path(0)
@@ -307,7 +304,7 @@ def test_images_that_are_gone_are_not_matched_and_said_once(images, encoder, cac
 
 
 def test_corrupt_local_features_are_one_sentence_or_a_candidate_that_is_not_matched(index, capsys):
-    path = index / metadata_of(index)["features_file"]
+    path = index / FEATURES
     content = path.read_bytes()
     flip_bit(path, row=3)
     (result,) = progeo.open_index(index, device="cpu").localize(place(3), top=NUM_PLACES, verify=True)
@@ -319,7 +316,7 @@ def test_corrupt_local_features_are_one_sentence_or_a_candidate_that_is_not_matc
 
 
 def test_local_features_of_another_version_or_generation_are_refused(index):
-    path = index / metadata_of(index)["features_file"]
+    path = index / FEATURES
     stored = list(open_feature_file(path).stored())
     write_feature_file(path, stored[::-1])
     with pytest.raises(ValueError, match=f"{path} is corrupt: index.json has the digest of other content"):

@@ -31,7 +31,8 @@ def placed(index, latitude, longitude, east, north):
     table |= {"zone": pa.array([0] * count, pa.int8()), "heading": pa.array([np.nan] * count)}
     paths = pa.array([f"{row}.jpg" for row in range(count)], pa.large_string())
     catalogue = Catalogue(Path(), pa.table({"path": paths, **table}))
-    return replace(index, catalogue=catalogue, metadata=replace(index.metadata, images=count))
+    parts = (replace(index.metadata.parts[0], rows=count),)
+    return replace(index, catalogue=catalogue, metadata=replace(index.metadata, parts=parts))
 
 
 def test_a_card_tells_the_index_and_its_encoder_without_paths(pages, index, served_index):
@@ -77,7 +78,7 @@ def test_a_card_tells_how_confidence_was_calibrated(pages, index):
 def test_a_card_tells_which_photos_are_verified(pages, index, below, told):
     calibration = VerifiedCalibration(25, (0,) * 3, (1,) * 3, (0,) * 4, num_photos=1200, num_correct=600, error=0.0271)
     verification = Verification("sift", 12, below, calibration)
-    metadata = replace(index.metadata, verification=verification, features_file="features_0.arrow")
+    metadata = replace(index.metadata, verification=verification, stores_features=True)
     facts = pages.card(replace(index, metadata=metadata))["index"]
     assert (facts["verification"], facts["local features"]) == (told, "stored")
 
