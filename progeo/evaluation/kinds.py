@@ -34,7 +34,10 @@ _STORES = (
     (faiss.IndexNSG, "storage"),
 )
 """Kinds of indexes that keep rows in another one, and where."""
-_RESTORE_NONE = (faiss.IndexLSH, faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan, faiss.IndexIVFRaBitQ)
+_RESTORE_NONE = (
+    *(faiss.IndexLSH, faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan),
+    *(faiss.IndexIVFRaBitQ, faiss.IndexIVFRaBitQFastScan),
+)
 """Kinds of indexes that restore other rows than those they compare."""
 
 
@@ -65,6 +68,16 @@ def default_kind(num_rows: int, width: int) -> IndexKind:
 def default_refine(index: faiss.Index) -> int:
     """Return the number of rows to compare exactly in an index: 0 if it stores them as they are."""
     return 0 if _store(index).sa_code_size() >= 4 * index.d else _REFINE
+
+
+def check_refine(index: faiss.Index, refine: int) -> None:
+    """Check that an index whose own distances are not Euclidean is refined.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if refine == 0 and isinstance(_store(index), faiss.IndexLSH):
+        raise ValueError("`refine` must be above 0 for LSH, which counts different bits, got 0. Use for example 200.")
 
 
 @dataclass(frozen=True)
@@ -182,9 +195,15 @@ def _has_plain_lists(index: Any) -> bool:
     return isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
 
 
+def training_size(num_rows: int, width: int, num_lists: int) -> int:
+    """Return the number of rows of a database (N, D) that an index is trained on."""
+    wanted = max(_MAX_TRAINING, _ROWS_PER_LIST * num_lists)
+    return min(num_rows, wanted, max(1, _MAX_TRAINING_VALUES // width))
+
+
 def _sample(database: Rows, num_lists: int) -> np.ndarray:
     """Return rows spread over a database, float32 (n, D)."""
-    size = min(max(_MAX_TRAINING, _ROWS_PER_LIST * num_lists), _MAX_TRAINING_VALUES // database.width, len(database))
+    size = training_size(len(database), database.width, num_lists)
     rows = np.unique(np.linspace(0, len(database) - 1, size).astype(np.int64))
     return np.ascontiguousarray(database.take(rows), np.float32)
 
