@@ -37,7 +37,7 @@ def compact_place_index(folder: Path) -> None:
     An index of format 1 is converted.
 
     Raises:
-        ValueError: an engine searches the index, or an index of format 1 is of a kind that restores no descriptors.
+        ValueError: an index of format 1 is of a kind that restores no descriptors, or an engine searches the index.
     """
     finish_update(folder)
     if (engine := read_metadata(folder).engine) is not None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells
+from progeo.evaluation.kinds import add_rows
 from progeo.evaluation.search import check_searchable, load_index, map_index, save_index
 from progeo.features.store import ReorderedRows, Rows, load_array
 from progeo.image_files import Orientation
@@ -32,7 +33,15 @@ from progeo.localization.index_metadata import (
 )
 from progeo.localization.path_table import hashes_of, open_path_table, rows_of_hashes, write_path_table
 from progeo.localization.restriction import Restriction
-from progeo.localization.stored_files import OTHER_CONTENT, StoredFile, check_file, check_present, corrupt, stored_file
+from progeo.localization.stored_files import (
+    OTHER_CONTENT,
+    WHOLE_BYTES,
+    StoredFile,
+    check_file,
+    check_present,
+    corrupt,
+    stored_file,
+)
 from progeo.localization.verifying import extracted_features
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order, cell_range, reaches
@@ -99,7 +108,7 @@ class PartFormat:
         return max(1, min(self.part_rows, _MAX_INDEX_BYTES // row_bytes))
 
 
-def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartFormat) -> PartMetadata:
+def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartFormat) -> PartMetadata:
     """Write the files of a part: a range of rows.
 
     Args:
@@ -162,7 +171,7 @@ def _write_descriptors(folder: Path, rows: NewRows, bounds: tuple[int, int], for
             if index is not None:
                 values = np.ascontiguousarray(block, np.float32)
                 if rows.labels is None:
-                    index.add(values)
+                    add_rows(index, values)
                 else:
                     add_to_cells(index, values, rows.labels[start : start + len(block)])
     if index is not None:
@@ -268,7 +277,8 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
     for name, stored in part.files.items():
         if name != FEATURES:  # each row of which has a checksum of its own
             check_file(where / name, stored, folder)
-    images = open_images(where / CATALOGUE, where)
+    is_small = part.files[CATALOGUE].size <= WHOLE_BYTES
+    images = open_images(where / CATALOGUE, where, completely=is_small)
     descriptors = np.empty((part.rows, 0), np.float32)
     if DESCRIPTORS in part.files:
         descriptors = load_array(where / DESCRIPTORS, mapped=True)
@@ -301,13 +311,16 @@ def _open_features(path: Path, stored: StoredFile, folder: Path) -> FeatureFile:
     return features
 
 
-def open_images(file: Path, folder: Path) -> Catalogue:
+def open_images(file: Path, folder: Path, *, completely: bool = True) -> Catalogue:
     """Open the catalogue of a part.
+
+    Args:
+        completely: see `open_catalogue`.
 
     Raises:
         ValueError: the file is corrupt, or of other columns.
     """
-    catalogue = open_catalogue(file, folder)
+    catalogue = open_catalogue(file, folder, completely=completely)
     if tuple(catalogue.table.column_names) != COLUMNS:
         raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(COLUMNS)}.")
     return catalogue
