@@ -11,8 +11,10 @@ from typing import Any
 import faiss
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from progeo.disk import make_folder
+from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, cells_of_database, empty_cell_index
 from progeo.evaluation.classification import lie_in_classes
@@ -37,7 +39,7 @@ from progeo.localization.index_folder import (
     new_file,
     new_parts,
 )
-from progeo.localization.index_metadata import EXACT, IndexMetadata
+from progeo.localization.index_metadata import EXACT, IndexMetadata, PartMetadata
 from progeo.localization.options import IndexOptions
 from progeo.localization.part_files import NewRows, PartFormat, write_part
 from progeo.localization.place_index import absolute_images, has_position, located_images
@@ -117,6 +119,7 @@ def build_place_index(
             assert folder is not None
             rows = _rows_of_images(read_images(folder), extract, cells)
         if not accelerator.is_main_process:
+            _written_by_all(None, rows.new, accelerator)
             return
         kind = IndexKind(engine.name, _PROBES, 0) if engine else kind_of(options, rows.new.descriptors)
         metadata = IndexMetadata(
@@ -143,7 +146,7 @@ def build_place_index(
                 raise _already_exists(out)
             finish_update(out)
             _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
-            if not write_index(out, metadata, rows.new, cells):
+            if not write_index(out, metadata, rows.new, cells, accelerator=accelerator):
                 raise _already_exists(out)
 
 
@@ -154,6 +157,7 @@ def write_index(
     cells: Cells | None = None,
     *,
     before: IndexMetadata | None = None,
+    accelerator: Accelerator | None = None,
 ) -> bool:
     """Train an index on rows, write them to parts in bounded memory, and commit it; see `save_parts`.
 
@@ -162,6 +166,7 @@ def write_index(
         metadata: its metadata, to which the parts are added.
         cells: the cells that are its lists; None if its lists are no cells.
         before: metadata of the generation that it replaces; None for a new index.
+        accelerator: the processes that write parts, as `_written_by_all`; None for this one alone.
 
     Returns:
         Whether it was committed: no other command came first.
@@ -176,19 +181,31 @@ def write_index(
                 files={trained.name: stored_file(trained)},
             )
         metadata = replace(metadata, trained_on=len(rows))
-        return save_parts(folder, metadata, rows, before=before)
+        return save_parts(folder, metadata, rows, before=before, accelerator=accelerator)
 
 
-def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: IndexMetadata | None) -> bool:
+def save_parts(
+    folder: Path,
+    metadata: IndexMetadata,
+    rows: NewRows,
+    *,
+    before: IndexMetadata | None,
+    accelerator: Accelerator | None = None,
+) -> bool:
     """Write rows to parts that are filled copies of a trained index, and commit them in place of all others.
 
     Args:
         metadata: metadata of the index, which name the file of the trained one.
+        before, accelerator: see `write_index`.
     """
     form = part_format(folder, metadata)
     cuts = form.cuts(len(rows))
     with new_parts(folder, len(cuts)) as folders:
-        written = [write_part(part, rows, each, form) for part, each in zip(folders, cuts, strict=True)]
+        parts = list(zip(folders, cuts, strict=True))
+        if accelerator is None:
+            written = [write_part(part, bounds, rows, form) for part, bounds in parts]
+        else:
+            written = _written_by_all((folder, metadata, parts), rows, accelerator)
         metadata = replace(metadata, parts=tuple(written))
         if committed := commit(folder, before, metadata):
             size = sum(part.size for part in written) / 1e6
@@ -197,6 +214,22 @@ def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: 
         LOGGER.info("its descriptors are in %s", form.writer.place)
         form.writer.tidy(folder)
     return committed
+
+
+def _written_by_all(
+    task: tuple[Path, IndexMetadata, list[tuple[Path, tuple[int, int]]]] | None, rows: NewRows, accelerator: Accelerator
+) -> list[PartMetadata]:
+    """Write parts, each of the processes its share of them; all of them call this and get the metadata of all parts.
+
+    Args:
+        task: folder and metadata of the index, and the folder and the range of rows of each part; None where the
+            process is not the main one.
+    """
+    folder, metadata, parts = of_main_process(task)
+    form = part_format(folder, metadata)
+    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    written = gather_object([write_part(part, bounds, rows, form) for part, bounds in mine])
+    return sorted(written, key=lambda part: part.name)
 
 
 def part_format(folder: Path, metadata: IndexMetadata) -> PartFormat:

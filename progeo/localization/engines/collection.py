@@ -51,8 +51,12 @@ class Collection(Protocol):
 
     types: Any
     """Module with the classes of filters: `Filter`, `FieldCondition`, `MatchAny`, `GeoRadius`, `GeoPoint`."""
-    range_type: Any
-    """Class of a range of numbers."""
+
+    def range_of(self, **limits: float) -> Any:
+        """Return the range of numbers within `gte` and `lte`, one of which may be missing."""
+
+    def is_empty(self, field: str) -> Any:
+        """Return the condition that a field is not in the payload."""
 
     @property
     def place(self) -> str:

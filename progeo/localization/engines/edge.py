@@ -43,7 +43,6 @@ class EdgeCollection:
         import qdrant_edge
 
         self.types: Any = qdrant_edge
-        self.range_type = qdrant_edge.RangeFloat
         self.folder = folder
         self._shard: _Shard | None = None
 
@@ -52,9 +51,19 @@ class EdgeCollection:
         """Where the collection is, in words."""
         return f"the Qdrant Edge in {self.folder}"
 
+    def range_of(self, **limits: float) -> Any:
+        """Return a range of numbers, see `Collection`."""
+        return self.types.RangeFloat(**limits)
+
+    def is_empty(self, field: str) -> Any:
+        """Return the condition that a field is not in the payload."""
+        return self.types.IsEmptyCondition(field)
+
     def contents(self) -> Contents | None:
         """Return what the collection holds; None if there is none."""
         if not (file := self.folder / _CONTENTS).is_file():
+            if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+                raise ValueError(f"`engine_url` {self.folder} is no folder of Qdrant Edge: name a new or an empty one.")
             return None
         return Contents(**read_json_as(file, _Contents))
 

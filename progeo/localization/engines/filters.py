@@ -45,8 +45,8 @@ def _heading(collection: Collection, allowed: HeadingRange) -> Any:
     highest = (allowed.heading_deg + allowed.tolerance_deg) % 360
     limits = [{"gte": lowest, "lte": highest}] if lowest <= highest else [{"gte": lowest}, {"lte": highest}]
     condition = collection.types.FieldCondition
-    ranges = [condition(key="heading", range=collection.range_type(**each)) for each in limits]
-    return collection.types.Filter(should=[condition(key="heading", is_empty=True), *ranges])
+    ranges = [condition(key="heading", range=collection.range_of(**each)) for each in limits]
+    return collection.types.Filter(should=[collection.is_empty("heading"), *ranges])
 
 
 def _of_parts(collection: Collection, keys: Several[str]) -> Any:

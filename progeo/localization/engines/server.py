@@ -49,7 +49,6 @@ class ServerCollection:
                 f"{KEY_VARIABLE}, and only the scheme, host and port of {parts.hostname} here."
             )
         self.types: Any = models
-        self.range_type = models.Range
         self.url, self.name = url, name
         self._waits_s = waits_s
         self._is_memory = url == MEMORY
@@ -59,6 +58,14 @@ class ServerCollection:
     def place(self) -> str:
         """Where the collection is, in words."""
         return f"the collection {self.name} of {self._server[0].lower()}{self._server[1:]}"
+
+    def range_of(self, **limits: float) -> Any:
+        """Return a range of numbers, see `Collection`."""
+        return self.types.Range(**limits)
+
+    def is_empty(self, field: str) -> Any:
+        """Return the condition that a field is not in the payload."""
+        return self.types.IsEmptyCondition(is_empty=self.types.PayloadField(key=field))
 
     def contents(self) -> Contents | None:
         """Return what the collection holds; None if there is none."""
@@ -205,7 +212,8 @@ class ServerCollection:
             return ValueError(f"There is no {self.place.removeprefix('the ')}: restore it, or build the index anew.")
         if status in _OVERLOADED or source is not None or status is None:
             return ConnectionError(
-                f"{self._server} cannot be reached ({source or error}): start it, or correct `engine_url`."
+                f"{self._server} cannot be reached ({source or error}): start it, or correct its address, which is "
+                f"`engine_url`, and then in index.json."
             )
         return ValueError(f"{self._server} refused a call for {self.name}: {_reason(error)}.")
 
