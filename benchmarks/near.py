@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 import progeo
-from progeo.evaluation.priors import Regions, build_regions
 from progeo.evaluation.parts import Part, Parts
+from progeo.evaluation.priors import Regions, build_regions
 from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder
 from progeo.localization.confidence import calibrate, confidence_features
