@@ -95,9 +95,11 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: Rows) -> bool:
     form = part_format(folder, opened)
     cuts = form.cuts(len(rows))
     with new_parts(folder, len(cuts)) as folders:
-        written = [write_part(part, rows, each, form) for part, each in zip(folders, cuts, strict=True)]
+        written = [write_part(*each, rows, form) for each in zip(folders, cuts, strict=True)]
         while True:
             current = read_metadata(folder)
+            if all(part in current.parts for part in written):  # committed, and another command committed on top of it
+                return True
             if not _agree(current, opened, (*_DESCRIPTORS_DEPEND_ON, *_PARTS_DEPEND_ON)):
                 return False
             if _committed(folder, opened, current, written, rows):
@@ -119,6 +121,8 @@ def _committed(
         twice = np.flatnonzero(known_rows(parts, open_removed(folder, current), paths)) + current.num_rows
     if not len(twice):
         return commit(folder, current, metadata)
+    if len(twice) == len(rows):
+        return True
     with new_file(folder, "removed", ".npy") as path:
         removed = np.concatenate([open_removed(folder, current), twice])
         return commit(folder, current, with_removed(metadata, path, removed))

@@ -11,12 +11,14 @@ from typing import Any
 import faiss
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from progeo.disk import make_folder
+from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, cells_of_database, empty_cell_index
 from progeo.evaluation.classification import lie_in_classes
-from progeo.evaluation.kinds import default_refine, train_kind
+from progeo.evaluation.kinds import IndexKind, default_kind, default_refine, train_kind
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import save_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
@@ -37,7 +39,7 @@ from progeo.localization.index_folder import (
     new_file,
     new_parts,
 )
-from progeo.localization.index_metadata import EXACT, IndexMetadata
+from progeo.localization.index_metadata import EXACT, IndexMetadata, PartMetadata
 from progeo.localization.options import IndexOptions
 from progeo.localization.part_files import NewRows, PartFormat, write_part
 from progeo.localization.place_index import absolute_images, has_position, located_images
@@ -49,6 +51,8 @@ from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cell_order import cell_order
 from progeo.places.geographic import check_zones, degrees_of
 
+_PROBES = 16
+"""Number of inverted lists that a search visits, unless it is chosen."""
 _Extract = Callable[[Catalogue], ShardedRows]
 
 
@@ -115,11 +119,14 @@ def build_place_index(
             assert folder is not None
             rows = _rows_of_images(read_images(folder), extract, cells)
         if not accelerator.is_main_process:
+            _written_by_all(None, rows.new, accelerator)
             return
+        kind = IndexKind(engine.name, _PROBES, 0) if engine else kind_of(options, rows.new.descriptors)
         metadata = IndexMetadata(
-            kind=options.faiss if engine is None else engine.name,
+            kind=kind.faiss,
             engine=engine,
-            probes=options.probes,
+            probes=kind.probes,
+            refine=kind.refine,
             part_rows=options.part_rows,
             encoder=descriptor_metadata(encoder),
             image_size=extractor.image_size,
@@ -139,7 +146,7 @@ def build_place_index(
                 raise _already_exists(out)
             finish_update(out)
             _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
-            if not write_index(out, metadata, rows.new, cells):
+            if not write_index(out, metadata, rows.new, cells, accelerator=accelerator):
                 raise _already_exists(out)
 
 
@@ -150,6 +157,7 @@ def write_index(
     cells: Cells | None = None,
     *,
     before: IndexMetadata | None = None,
+    accelerator: Accelerator | None = None,
 ) -> bool:
     """Train an index on rows, write them to parts in bounded memory, and commit it; see `save_parts`.
 
@@ -158,6 +166,7 @@ def write_index(
         metadata: its metadata, to which the parts are added.
         cells: the cells that are its lists; None if its lists are no cells.
         before: metadata of the generation that it replaces; None for a new index.
+        accelerator: the processes that write parts, as `_written_by_all`; None for this one alone.
 
     Returns:
         Whether it was committed: no other command came first.
@@ -172,19 +181,31 @@ def write_index(
                 files={trained.name: stored_file(trained)},
             )
         metadata = replace(metadata, trained_on=len(rows))
-        return save_parts(folder, metadata, rows, before=before)
+        return save_parts(folder, metadata, rows, before=before, accelerator=accelerator)
 
 
-def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: IndexMetadata | None) -> bool:
+def save_parts(
+    folder: Path,
+    metadata: IndexMetadata,
+    rows: NewRows,
+    *,
+    before: IndexMetadata | None,
+    accelerator: Accelerator | None = None,
+) -> bool:
     """Write rows to parts that are filled copies of a trained index, and commit them in place of all others.
 
     Args:
         metadata: metadata of the index, which name the file of the trained one.
+        before, accelerator: see `write_index`.
     """
     form = part_format(folder, metadata)
     cuts = form.cuts(len(rows))
     with new_parts(folder, len(cuts)) as folders:
-        written = [write_part(part, rows, each, form) for part, each in zip(folders, cuts, strict=True)]
+        parts = list(zip(folders, cuts, strict=True))
+        if accelerator is None:
+            written = [write_part(part, bounds, rows, form) for part, bounds in parts]
+        else:
+            written = _written_by_all((folder, metadata, parts), rows, accelerator)
         metadata = replace(metadata, parts=tuple(written))
         if committed := commit(folder, before, metadata):
             size = sum(part.size for part in written) / 1e6
@@ -193,6 +214,22 @@ def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: 
         LOGGER.info("its descriptors are in %s", form.writer.place)
         form.writer.tidy(folder)
     return committed
+
+
+def _written_by_all(
+    task: tuple[Path, IndexMetadata, list[tuple[Path, tuple[int, int]]]] | None, rows: NewRows, accelerator: Accelerator
+) -> list[PartMetadata]:
+    """Write parts, each of the processes its share of them; all of them call this and get the metadata of all parts.
+
+    Args:
+        task: folder and metadata of the index, and the folder and the range of rows of each part; None where the
+            process is not the main one.
+    """
+    folder, metadata, parts = of_main_process(task)
+    form = part_format(folder, metadata)
+    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    written = gather_object([write_part(part, bounds, rows, form) for part, bounds in mine])
+    return sorted(written, key=lambda part: part.name)
 
 
 def part_format(folder: Path, metadata: IndexMetadata) -> PartFormat:
@@ -230,14 +267,33 @@ def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOpt
         )
     if options.faiss == CELLS and options.of != "images":
         raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
-    if engine.engine is not None and options.faiss != IndexOptions().faiss:
+    if engine.engine is not None and options.faiss is not None:
         raise ValueError(f"`faiss` is for an index without an `engine`, got {options.faiss}: leave one of them out.")
     if options.verify and options.of != "images":
         raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:
-        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
+        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss or 'null'}.")
     if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
+
+
+def kind_of(options: IndexOptions, rows: Rows) -> IndexKind:
+    """Return the kind of index that was asked for, or else the one that fits the rows, and log it if it is lossy."""
+    if options.faiss is not None:
+        return IndexKind(options.faiss, options.probes or _PROBES, options.refine or 0)
+    kind = default_kind(len(rows), rows.width)
+    kind = replace(kind, probes=options.probes or kind.probes)
+    if kind.refine:
+        kind = replace(kind, refine=options.refine or kind.refine)
+        LOGGER.info(
+            "%s rows are compressed as %s: a search visits %d lists and compares the best %d rows exactly; `faiss` "
+            "Flat compares all",
+            f"{len(rows):,}",
+            kind.faiss,
+            kind.probes,
+            kind.refine,
+        )
+    return kind
 
 
 def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | None:

@@ -108,7 +108,7 @@ class PartFormat:
         return max(1, min(self.part_rows, _MAX_INDEX_BYTES // row_bytes))
 
 
-def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartFormat) -> PartMetadata:
+def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartFormat) -> PartMetadata:
     """Write the files of a part: a range of rows.
 
     Args:

@@ -6,7 +6,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from running import killed_at
+from running import killed_at, run_on_two_processes
 from small_indexes import add, contents, expected, images, small_index
 
 from progeo.cli import main
@@ -172,6 +172,17 @@ def test_mistakes_in_removing_end_in_a_sentence(words, sentence, folder, tmp_pat
     (tmp_path / "empty.txt").touch()
     with pytest.raises(SystemExit, match=sentence.replace("`near`", "--near")):
         main(["index", "remove", str(folder), *words])
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_parts_that_one_alone_writes(city, encoder, cache, tmp_path):
+    words = ["index", "build", encoder, "--folder", city / "train", "--part_rows", 20, "--faiss", "IVF4,Flat"]
+    words += ["--descriptor_cache", cache, "--num_workers", 0]
+    main([*map(str, words), "--out", str(tmp_path / "one")])
+    run_on_two_processes("progeo/__main__.py", *words, "--out", tmp_path / "two")
+    one, two = (read_metadata(tmp_path / name) for name in ("one", "two"))
+    assert one.parts == two.parts and [part.rows for part in one.parts] == [16, 17, 17, 17, 17]
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"index.json", "model", *two.data_names}
 
 
 @pytest.mark.slow

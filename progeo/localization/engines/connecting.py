@@ -135,10 +135,13 @@ def check_owner(collection: Collection, engine: EngineMetadata, *, width: int | 
         raise ValueError(f"There is no {place.removeprefix('the ')}: restore it, or build the index anew.")
     if held.owner != engine.owner:
         raise ValueError(
-            f"{place} is that of another place index or encoder: name another with `engine_collection`, or delete it."
+            f"Another place index, or one of another encoder, is in {place}: name another `engine_url` or "
+            f"`engine_collection`, or delete it."
         )
     if width not in (None, held.width):
-        raise ValueError(f"{place} has {held.width} dimensions, and the descriptors {width}: build the index anew.")
+        raise ValueError(
+            f"Descriptors of {width} dimensions do not fit into {place}, which has {held.width}: build the index anew."
+        )
 
 
 def _kind(url: str) -> _Kind:

@@ -62,6 +62,8 @@ class EdgeCollection:
     def contents(self) -> Contents | None:
         """Return what the collection holds; None if there is none."""
         if not (file := self.folder / _CONTENTS).is_file():
+            if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+                raise ValueError(f"`engine_url` {self.folder} is no folder of Qdrant Edge: name a new or an empty one.")
             return None
         return Contents(**read_json_as(file, _Contents))
 

@@ -212,7 +212,8 @@ class ServerCollection:
             return ValueError(f"There is no {self.place.removeprefix('the ')}: restore it, or build the index anew.")
         if status in _OVERLOADED or source is not None or status is None:
             return ConnectionError(
-                f"{self._server} cannot be reached ({source or error}): start it, or correct `engine_url`."
+                f"{self._server} cannot be reached ({source or error}): start it, or correct its address, which is "
+                f"`engine_url`, and then in index.json."
             )
         return ValueError(f"{self._server} refused a call for {self.name}: {_reason(error)}.")
 

@@ -57,8 +57,8 @@ class EngineWriter:
             self.collection.upsert(points)
         if (stored := self._num_stored(key)) != len(rows):
             raise ValueError(
-                f"{self.collection.place} holds {stored:,} of {len(rows):,} points that were sent to it: look at its "
-                f"log, and run this command again."
+                f"{stored:,} of {len(rows):,} points that were sent are in {self.place}: look at its log, and run this "
+                f"command again."
             )
         self.collection.flush()
 

@@ -119,9 +119,17 @@ def test_an_engine_index_is_not_compacted(index):
 
 def test_an_engine_that_is_down_is_one_sentence_and_changes_nothing(folders, encoder, cache, tmp_path):
     options = {"engine": "qdrant", "engine_url": "http://127.0.0.1:1"}
-    with pytest.raises(SystemExit, match=r"cannot be reached \(.*\): start it, or correct --engine_url"):
+    with pytest.raises(
+        SystemExit, match=r"cannot be reached \(.*\): start it, or correct its address, which is --engine_url"
+    ):
         command("index build", cache, folder=folders / "first", encoder=encoder, out=tmp_path / "index", **options)
     assert not (tmp_path / "index").exists()
+
+
+def test_a_folder_with_other_files_is_refused_before_images_are_read(encoder, cache, tmp_path):
+    with pytest.raises(SystemExit, match=r"--engine_url .* is no folder of Qdrant Edge: name a new or an empty one"):
+        options = {"engine": "qdrant", "engine_url": encoder}
+        command("index build", cache, folder=tmp_path, encoder=encoder, out=tmp_path / "index", **options)
 
 
 @pytest.mark.slow

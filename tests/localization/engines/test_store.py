@@ -1,7 +1,10 @@
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import adding_points
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -10,7 +13,7 @@ from qdrant_server import qdrant_server
 
 from progeo.localization.engines.connecting import connect, engine_metadata
 from progeo.localization.engines.options import EngineOptions
-from progeo.localization.engines.points import part_key, point_id
+from progeo.localization.engines.points import keys_and_rows, part_key, point_id
 from progeo.localization.engines.store import EngineStore
 from progeo.localization.engines.writer import EngineWriter
 from progeo.localization.index_metadata import PartMetadata
@@ -194,6 +197,21 @@ def test_a_killed_command_resumes(url, tmp_path):
     opened(writer, [mine]).check()
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_by_the_system_resumes_where_it_was(tmp_path):
+    command = [sys.executable, adding_points.__file__, str(tmp_path / "edge")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        started = [process.stdout.readline() for _ in range(4)]
+        process.kill()
+    assert started == ["0\n", "1000\n", "2000\n", "3000\n"]
+    writer = adding_points.writer(tmp_path / "edge")
+    assert writer.collection.parts()[part_key(adding_points.PART)] >= 3000
+    writer.add(adding_points.PART, adding_points.Rows(unread=3000), adding_points.images())
+    hits = writer.collection.search(QUERIES, [None] * len(QUERIES), 20, exact=True, oversampling=None)
+    rows = [[row for _, row in keys_and_rows(each)] for each in hits]
+    assert rows == faiss.knn(QUERIES, adding_points.VALUES, 20)[1].tolist()
+
+
 def own_url(url, folder):
     """Return a URL of the same kind, of which nothing is stored yet."""
     return str(folder / "edge") if url.startswith("/") else url
@@ -224,10 +242,10 @@ def test_an_index_is_refused_another_collection_and_one_that_lacks_points(url, t
     stored(engine, tmp_path, {"first": DESCRIPTORS["first"]})
     with pytest.raises(ValueError, match=r"100 of 400 images of .* are missing in the "):
         opened(writer).check()
-    with pytest.raises(ValueError, match="has 8 dimensions, and the descriptors 3"):
+    with pytest.raises(ValueError, match=r"Descriptors of 3 dimensions do not fit into .*, which has 8"):
         writer.add("other", Rows(DESCRIPTORS["second"][:, :3]), CATALOGUES["second"])
     other = EngineWriter(writer.collection, replace(engine, owner="another"), "encoder")
-    with pytest.raises(ValueError, match="is that of another place index or encoder: name another"):
+    with pytest.raises(ValueError, match="Another place index, or one of another encoder, is in "):
         other.add("other", Rows(DESCRIPTORS["second"]), CATALOGUES["second"])
     assert writer.collection.parts() == {part_key(PARTS["first"].engine_id): 300}
 
