@@ -272,7 +272,7 @@ def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOpt
     if options.verify and options.of != "images":
         raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:
-        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
+        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss or 'null'}.")
     if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
 
