@@ -51,16 +51,24 @@ _CALLS = {
 }
 
 
+class Calls(list):
+    """The (method, path) of calls."""
+
+    def __init__(self):
+        self.searches = []
+        """All searches, as JSON."""
+
+
 @contextmanager
 def qdrant_server(*, key=None, failures=(), metadata=True):
-    """Serve; gives its URL and the (method, path) of all calls so far.
+    """Serve; gives its URL and the calls so far, see `Calls`.
 
     Args:
         key: the API key without which it refuses calls.
         failures: status codes of its first answers.
         metadata: whether it stores metadata of collections.
     """
-    client, calls, left = QdrantClient(":memory:"), [], list(failures)
+    client, calls, left = QdrantClient(":memory:"), Calls(), list(failures)
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,6 +79,8 @@ def qdrant_server(*, key=None, failures=(), metadata=True):
             path = re.fullmatch(r"/collections/([^/?]+)([^?]*).*", self.path)
             calls.append((self.command, path[2]))
             body = json.loads(content or "null")
+            if path[2] == "/points/query/batch":
+                calls.searches.extend(body["searches"])
             if not metadata and body:
                 body.pop("metadata", None)
             status, result = 200, None

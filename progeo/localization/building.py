@@ -107,7 +107,7 @@ def build_place_index(
     cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
     engine = engine_metadata(engine_options, out, fingerprint_of(descriptor_metadata(encoder)))
     if engine is not None:  # before the hours of extraction
-        check_free(engine, out, width=encoder.descriptor_dim)
+        check_free(engine, out, width=encoder.descriptor_dim, num_processes=accelerator.num_processes)
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     if folder is not None and options.of == "means":

@@ -42,8 +42,8 @@ class _Kind:
     package: str
     """Package that has the module."""
     connect: Callable[[EngineMetadata, Path], Collection]
-    has_names: bool
-    """Whether it holds several collections, which have names."""
+    is_shared: bool
+    """Whether it holds several collections, which have names, and several processes use it at the same time."""
 
 
 def _server(engine: EngineMetadata, folder: Path) -> Collection:
@@ -58,12 +58,12 @@ def _edge(engine: EngineMetadata, folder: Path) -> Collection:
     return EdgeCollection(Path(engine.url) if engine.url else folder / EDGE_FOLDER)
 
 
-_SERVER = _Kind("qdrant_client", "qdrant-client", _server, has_names=True)
+_SERVER = _Kind("qdrant_client", "qdrant-client", _server, is_shared=True)
 _KINDS: Mapping[str, _Kind] = {
     "http": _SERVER,
     "https": _SERVER,
     MEMORY: _SERVER,
-    "": _Kind("qdrant_edge", "qdrant-edge-py", _edge, has_names=False),
+    "": _Kind("qdrant_edge", "qdrant-edge-py", _edge, is_shared=False),
 }
 """Ways to reach an engine, by the scheme of its URL; a folder has none."""
 
@@ -84,10 +84,10 @@ def engine_metadata(options: EngineOptions, out: Path, encoder: str) -> EngineMe
         return None
     url = options.engine_url or ""
     kind = _kind(url)
-    if not kind.has_names and options.engine_collection is not None:
+    if not kind.is_shared and options.engine_collection is not None:
         raise ValueError("`engine_collection` is for a server, and a folder holds one collection: leave it out.")
-    name = _NOT_IN_NAMES.sub("_", options.engine_collection or out.resolve().name) if kind.has_names else ""
-    if url and not kind.has_names:
+    name = _NOT_IN_NAMES.sub("_", options.engine_collection or out.resolve().name) if kind.is_shared else ""
+    if url and not kind.is_shared:
         url = str(Path(url).resolve())
     made_from = json.dumps([socket.gethostname(), str(out.resolve()), encoder, options.engine_quantization])
     owner = hashlib.sha256(made_from.encode()).hexdigest()[:32]
@@ -109,13 +109,21 @@ def connect(engine: EngineMetadata, folder: Path) -> Collection:
     return kind.connect(engine, folder)
 
 
-def check_free(engine: EngineMetadata, folder: Path, *, width: int) -> None:
+def check_free(engine: EngineMetadata, folder: Path, *, width: int, num_processes: int) -> None:
     """Check that the collection of a new place index can be created, or was by a command that was killed.
+
+    Args:
+        folder: folder of the index.
+        width: dimensions of its descriptors.
+        num_processes: number of processes that will store descriptors.
 
     Raises:
         ConnectionError: the engine cannot be reached.
-        ValueError: the collection is that of another index, or its client is not installed.
+        ValueError: the collection is that of another index, its client is not installed, or there are too many
+            processes.
     """
+    if num_processes > 1 and not _kind(engine.url).is_shared:
+        raise ValueError(f"Qdrant Edge is for one process, not {num_processes}: name a server with `engine_url`.")
     collection = connect(engine, folder)
     if collection.contents() is not None:
         check_owner(collection, engine, width=width)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from progeo.localization.engines.connecting import EngineMetadata, connect, engine_metadata
+from progeo.localization.engines.connecting import EngineMetadata, check_free, connect, engine_metadata
 from progeo.localization.engines.options import EngineOptions
 from progeo.localization.engines.server import ServerCollection
 
@@ -44,6 +44,13 @@ def test_a_folder_is_stored_as_an_absolute_path_and_that_of_the_index_as_none(tm
 def test_options_that_contradict_each_other_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         engine_metadata(EngineOptions(**options), Path("index"), "me")
+
+
+def test_qdrant_edge_is_refused_to_several_processes(tmp_path):
+    engine = engine_metadata(EngineOptions(engine="qdrant"), tmp_path, "me")
+    check_free(engine, tmp_path, width=4, num_processes=1)
+    with pytest.raises(ValueError, match="Qdrant Edge is for one process, not 2: name a server with `engine_url`"):
+        check_free(engine, tmp_path, width=4, num_processes=2)
 
 
 def test_without_options_there_is_no_engine():

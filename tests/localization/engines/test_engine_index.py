@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from indexes import blurred, command, localized
 from qdrant_server import qdrant_server
+from serving import serving
 
 from progeo.cli import main
 from progeo.localization.engines.collection import Points
@@ -148,3 +150,19 @@ def test_a_server_that_stops_between_two_commands_loses_nothing(folders, encoder
         (index / "index.json").write_text(json.dumps(metadata))
         with pytest.raises(SystemExit, match="There is no collection index of the Qdrant server at"):
             command("index add", cache, folder=folders / "second", index=index)
+
+
+@pytest.mark.slow
+def test_a_service_whose_engine_stops_asks_to_try_again_later(folders, encoder, cache, tmp_path):
+    index, photo = tmp_path / "index", next((folders / "photos").iterdir())
+    with ExitStack() as stack:
+        with qdrant_server() as (url, _):
+            options = {"engine": "qdrant", "engine_url": url}
+            command("index build", cache, folder=folders / "first", encoder=encoder, out=index, **options)
+            client = stack.enter_context(serving(index))
+            assert client.post("/localize", files={"photos": photo.read_bytes()}).status_code == 200
+        answer = client.post("/localize", files={"photos": photo.read_bytes()})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        503,
+        "The index cannot be searched at the moment: try again later.",
+    )

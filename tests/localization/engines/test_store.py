@@ -197,6 +197,23 @@ def test_a_killed_command_resumes(url, tmp_path):
     opened(writer, [mine]).check()
 
 
+@pytest.mark.parametrize(
+    ("quantization", "refine", "oversampling"),
+    [("none", 0, None), ("int8", 0, 2.0), ("binary", 0, 4.0), ("int8", 200, 10.0)],
+)
+def test_only_a_search_among_restrictions_compares_all_points(quantization, refine, oversampling, tmp_path):
+    with qdrant_server() as (url, calls):
+        writer = stored(engine_of(url, tmp_path, engine_quantization=quantization), tmp_path)
+        store = replace(opened(writer), is_exact=False)
+        store.search(QUERIES, 20, probes=1, refine=refine)
+        store.search(QUERIES[:1], 20, probes=1, refine=refine, among=RESTRICTIONS[0])
+    params = [search["params"] for search in calls.searches]
+    assert [each["exact"] for each in params] == [*([False] * len(QUERIES)), True]
+    quantizations = [each.get("quantization", {}) for each in params]
+    assert [each.get("oversampling") for each in quantizations] == [oversampling] * len(params)
+    assert quantizations[-1].get("ignore", False) == (oversampling is not None)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_by_the_system_resumes_where_it_was(tmp_path):
     command = [sys.executable, adding_points.__file__, str(tmp_path / "edge")]
