@@ -99,6 +99,7 @@ COMMANDS = {
             *_cached(w),
         ]
     ),
+    "extract": Writing(lambda w: ["extract", w.run, "--folder", w.city / "test/database", *_cached(w)]),
     "pca": Writing(
         lambda w: ["pca", w.run, "--folder", w.city / "train", "--dim", 8, "--out", w.work / "pca", *_cached(w)]
     ),

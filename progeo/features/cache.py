@@ -106,8 +106,10 @@ def _folders(cache: Path, own: Sequence[str], depends_on: Mapping[str, Any]) -> 
             if not isinstance(stored, dict):
                 raise ValueError(f"{folder / _METADATA} is corrupt")
             place = stored.pop(_IMAGE_FOLDER, None)
-            if stored != depends_on:
-                raise ValueError(f"{folder / _METADATA} is not what was written there")
+            for name in {**depends_on, **stored}:
+                if stored.get(name, ...) != depends_on.get(name, ...):
+                    here, now = stored.get(name), depends_on.get(name)
+                    raise ValueError(f"What is in {folder} was made with {name} = {here}, now it is {now}")
         except ValueError:
             if folder.name in own:
                 raise

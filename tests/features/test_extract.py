@@ -146,6 +146,18 @@ def test_what_the_program_did_not_write_in_a_cache_is_left_alone(colors, tmp_pat
     assert {path: path.read_text() for path in mine} == mine
 
 
+def test_what_a_killed_process_left_beside_complete_features_is_removed(colors, tmp_path):
+    here = paint(tmp_path / "here", [1, 2, 3])
+    colors(here, is_extracted=True)
+    (folder,) = (tmp_path / "cache").iterdir()
+    names = {path.name for path in folder.iterdir()}
+    (folder / ".claim_00000").write_text("another 1\n")
+    (folder / ".rows_00000-01234567.progeo").touch()
+    (folder / ".rows_00000-01234567.npy").touch()
+    assert colors(here, is_extracted=False) == [1, 2, 3]
+    assert {path.name for path in folder.iterdir()} == names
+
+
 @pytest.mark.parametrize("damage", [b"", b"<html>404</html>", b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', ", None])
 def test_a_damaged_list_of_files_is_named(colors, tmp_path, damage):
     here = paint(tmp_path / "here", [1, 2, 3])

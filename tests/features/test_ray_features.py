@@ -89,6 +89,14 @@ def test_nodes_that_leave_and_join_change_nothing(extract, cluster, tmp_path, ca
     assert "a worker of the cluster was lost" in caplog.text
 
 
+@pytest.mark.gpu
+def test_workers_on_gpus_extract_what_a_gpu_here_does(extract, cluster):
+    encoder = build_encoder("torchvision/resnet18", "random", 96, descriptor_dim=8).eval()
+    expected = extract(encoder, on_ray=False)
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    assert extract(encoder, on_ray=True) == expected
+
+
 _PEAK = """
 from progeo.models.aggregation import AGGREGATIONS, Aggregation, MeanPool
 
