@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import faiss
 import numpy as np
 
 from progeo.data.decode import read_image
 from progeo.engine.accelerator import choose_processor
-from progeo.evaluation.search import index_neighbors
+from progeo.evaluation.search import nearest_neighbors
 from progeo.export.weights import load_encoder
 from progeo.localization.adaptive import choose_photos, is_uncertain
 from progeo.localization.confidence import (
@@ -28,14 +27,14 @@ from progeo.localization.confidence import (
     held_out_confidences,
 )
 from progeo.localization.extraction import extract
-from progeo.localization.index_folder import IndexMetadata, new_files
+from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.place_index import PlaceIndex, index_images
 from progeo.localization.stores import LocalStore
-from progeo.localization.verifying import build_verifier, stored_features
+from progeo.localization.verifying import build_verifier, extracted_features
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import positions_m
-from progeo.verification.feature_file import FeatureFile
+from progeo.verification.feature_file import FeatureFile, JoinedFeatures, open_feature_file, write_feature_file
 from progeo.verification.rerank import NOT_MATCHED
 
 TOP, RADIUS_M, NUM_PARTITIONS, NUM_PARTS = 20, 25.0, 20, 5
@@ -54,9 +53,9 @@ def main() -> None:
     database, queries = (index_images(read_catalogue(options.folder / name)) for name in ("database", "queries"))
     with TemporaryDirectory() as folder:
         start = time.process_time()
-        with stored_features(database, Path(folder), "exif") as features:
-            milliseconds = 1000 * (time.process_time() - start) / len(database)
-            print_table(options.encoders, database, queries, features, milliseconds)
+        write_feature_file(file := Path(folder) / "features.arrow", extracted_features(database, "exif"))
+        milliseconds = 1000 * (time.process_time() - start) / len(database)
+        print_table(options.encoders, database, queries, open_feature_file(file), milliseconds)
 
 
 def print_table(
@@ -137,7 +136,8 @@ class Pairs:
 def matched(encoder: Encoder, database: Catalogue, queries: Catalogue, features: FeatureFile) -> Pairs:
     """Search the images for every query and match the first candidates."""
     index = index_of(encoder, database, features)
-    found = index_neighbors(index.index, extract(queries.folder, encoder), TOP)
+    descriptors = [extract(images.folder, encoder) for images in (database, queries)]
+    found = nearest_neighbors([descriptors[0]], descriptors[1], TOP)
     start = time.process_time()
     verified = build_verifier(index, top=TOP).verified(
         lambda row: read_image(queries.path(row)), found, np.arange(len(queries)), num_kept=0
@@ -153,10 +153,7 @@ def matched(encoder: Encoder, database: Catalogue, queries: Catalogue, features:
 
 
 def index_of(encoder: Encoder, images: Catalogue, features: FeatureFile) -> PlaceIndex:
-    """Build a place index in memory."""
-    descriptors = extract(images.folder, encoder)
-    index = faiss.IndexFlatL2(descriptors.shape[1])
-    index.add(descriptors)
+    """Stand in for a place index whose search is done already."""
     metadata = IndexMetadata(
         kind="Flat",
         probes=1,
@@ -164,11 +161,14 @@ def index_of(encoder: Encoder, images: Catalogue, features: FeatureFile) -> Plac
         image_size=(1, 1),
         database_preprocessing="hard_resize",
         query_preprocessing="hard_resize",
-        images=len(images),
-        **new_files(features=True),
+        parts=(),
+        stores_features=True,
     )
-    store = LocalStore(index, images, images.folder)
-    return PlaceIndex(images.folder, metadata, encoder, images, store, None, choose_processor(), features)
+    removed, processor = np.empty(0, np.int64), choose_processor()
+    store = LocalStore([], removed, images.folder)
+    return PlaceIndex(
+        images.folder, metadata, encoder, images, store, removed, None, processor, JoinedFeatures([features])
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ _NOT_COMPARED = re.compile(
     r"seconds|_s$|_ms$|per_s(econd)?$|memory_bytes$|duration|time|date|^resume$|^wait$|^generation$"
 )
 """Names of measured times, of settings that a command has only if it is run again, and of the count of updates."""
-_RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_(?:[0-9a-f]{8}(?=\.faiss|\.sha256)|\d+(?=\.json))")
+_RANDOM_NAME = re.compile(r"(trained|removed)_[0-9a-f]{12}|(index)_(?:[0-9a-f]{8}(?=\.faiss|\.sha256)|\d+(?=\.json))")
 _SAFETENSORS = re.compile(r"\.tmp\w{6}")
 """A temporary file of safetensors, which a process that is killed within it leaves, and nobody removes."""
 _MEASURED = re.compile(r"[\d.]+ (?=ms per query)|(?<=exact search )[\d.]+(?= ms)")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from progeo.engine.options import Precision
 from progeo.evaluation.options import CELLS, RERANK_OPTIONS, BenchmarkOptions, RankingOptions
@@ -39,6 +39,7 @@ def evaluate(
     cache: CacheOptions = CacheOptions(),
     faiss: str | None = None,
     probes: PositiveInt = 16,
+    refine: NonNegativeInt | None = None,
     classifier: str | None = None,
     no_labels: bool = False,
     trust: bool = False,
@@ -60,11 +61,14 @@ def evaluate(
         images: Options of the images.
         work: Options of extraction.
         cache: Options of the descriptor cache.
-        faiss: faiss factory string of a compressed index to evaluate, such as IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32,
-            SQ8 or PCA128,Flat. The report then also gives the recall lost and the memory saved. cells searches only the
-            images of the places that the classifier ranks first. null searches exactly.
+        faiss: faiss factory string of a compressed index to evaluate, such as IVF1024,RaBitQ, IVF1024,Flat,
+            OPQ32,IVF1024,PQ32, HNSW32, SQ8 or PCA128,Flat. The report then also gives the recall lost and the memory
+            saved. cells searches only the images of the places that the classifier ranks first. null searches exactly.
         probes: Number of inverted lists that a search visits (faiss nprobe), or of cells. Only an IVF index and cells
             use it.
+        refine: Number of best rows of a search that are compared exactly with their descriptors; at least as many as
+            predictions are. 0 takes the distances of the index. null takes 200 for a kind that stores codes, 0 for one
+            that stores descriptors as they are. Only used by faiss strings.
         classifier: Encoder whose classifier chooses the cells, such as a folder that progeo classes wrote; it may be
             another network. null takes the classifier of the encoder.
         no_labels: Evaluate queries without known positions. Writes a report and the predictions, but no recalls; any
@@ -78,6 +82,10 @@ def evaluate(
     from progeo.localization.cells import load_cells
 
     check_fit(ranking, faiss, classifier)
+    if refine is not None and faiss in (None, CELLS):
+        raise ValueError(
+            f"`refine` is for a compressed index, got `faiss` {faiss}: set it to IVF1024,RaBitQ, or omit `refine`."
+        )
     accelerator = start_accelerator(mixed_precision)
     evaluator = Evaluator(folder, accelerator, benchmark, images, work, cache, no_labels)
     evaluation: Evaluation | None
@@ -92,7 +100,9 @@ def evaluate(
             if faiss == CELLS and searched is None and classifier is None:
                 raise ValueError(f"{encoder} holds descriptors without a classifier: name one with `classifier`.")
             through = load_cells(classifier or encoder, searched) if faiss == CELLS else faiss
-        evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes, ranking=ranking)
+        evaluation = evaluator.by_images(
+            loaded, name=encoder, out=out, through=through, probes=probes, refine=refine, ranking=ranking
+        )
     if evaluation is None:
         return None
     return Results({f"{evaluation.retrieved.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)

@@ -8,6 +8,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from progeo.engine.options import Precision
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
+from progeo.localization.engines.options import EngineOptions
 from progeo.localization.options import IndexOptions
 from progeo.locks import locked_if_free
 
@@ -21,6 +22,7 @@ def build_index(
     out: Path,
     folder: Path | None = None,
     options: IndexOptions = IndexOptions(),
+    engine_options: EngineOptions = EngineOptions(),
     classes: ClassOptions = ClassOptions(),
     images: ImageOptions = ImageOptions(),
     work: WorkOptions = WorkOptions(),
@@ -35,6 +37,7 @@ def build_index(
         folder: Folder of images with known positions, for an index of images or means. In an index of images, one whose
             name has no position is still retrieved, but as a match without a position. null for an index of classes.
         options: The rows of the index, and how they are searched.
+        engine_options: The engine that stores and searches the descriptors.
         classes: Cells of class means.
         images: Options of the images of the index.
         work: Options of extraction.
@@ -43,6 +46,7 @@ def build_index(
 
     Raises:
         ValueError: the folder holds an index already, the encoder has no weights, or options contradict each other.
+        ConnectionError: the engine cannot be reached.
     """
     from progeo.engine.accelerator import start_accelerator
     from progeo.localization.building import build_place_index
@@ -53,6 +57,7 @@ def build_index(
         encoder_name=encoder,
         accelerator=start_accelerator(mixed_precision),
         options=options,
+        engine_options=engine_options,
         classes=classes,
         images=images,
         work=work,

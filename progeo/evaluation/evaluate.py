@@ -92,6 +92,7 @@ class Evaluator:
         out: Path,
         through: str | Cells | None = None,
         probes: int = 16,
+        refine: int | None = None,
         ranking: RankingOptions = RankingOptions(),
     ) -> Evaluation | None:
         """Retrieve database images for the queries, and write recalls, predictions and a report.
@@ -103,6 +104,7 @@ class Evaluator:
             through: the index to evaluate: the factory string of a compressed one, see `open_or_build_index`, or the
                 classifier of an index of cells; None searches exactly.
             probes: number of inverted lists of an IVF index, or of cells, that a search visits.
+            refine: number of best rows of a compressed index that are compared exactly, see `open_faiss_index`.
             ranking: whether to re-rank or to search near a rough position only, without an index.
 
         Raises:
@@ -145,7 +147,7 @@ class Evaluator:
             rows = None if ranked_by is None else _rows(ranked_by.without(queries.missing))
             index = open_cell_index(database, labels, through, rows, probes=probes, folder=index_folder)
         elif through is not None:
-            index = open_faiss_index(database, through, probes=probes, folder=index_folder)
+            index = open_faiss_index(database, through, probes=probes, refine=refine, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
         regions = None if regions is None else regions.without_queries(queries.missing)
         found = predict_images(

@@ -50,7 +50,8 @@ class Nearest:
     def compare(self, block: np.ndarray, start: int) -> None:
         """Compare the next rows of the database, float32 (n, D), the first of which is `start`."""
         if len(self.queries) < _MIN_QUERIES:
-            of, rows = np.divmod(np.arange(len(self.queries) * len(block)), len(block))
+            of = np.repeat(np.arange(len(self.queries)), len(block))
+            rows = np.tile(np.arange(len(block)), len(self.queries))
             self._compare_pairs(self.queries, block, of, rows, first=0, start=start)
             return
         centered = block if self._center is None else block - self._center
@@ -101,7 +102,7 @@ class Nearest:
         limits = np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
         limits[known == 0] = np.inf
         products = self._products[: len(limits) * len(block)].reshape(len(limits), len(block))
-        _multiply(self._centered[here], block, products)
+        multiply(self._centered[here], block, products)
         products -= np.where(np.isfinite(halves), halves, np.float32(np.nan))
         close = products <= limits[:, None]
         np.logical_not(close, out=close)
@@ -156,7 +157,7 @@ def _converted(block: np.ndarray, out: np.ndarray) -> np.ndarray:
     return out
 
 
-def _multiply(queries: np.ndarray, block: np.ndarray, out: np.ndarray) -> None:
+def multiply(queries: np.ndarray, block: np.ndarray, out: np.ndarray) -> None:
     """Multiply queries (Q, D) by rows (n, D), (Q, n), by torch, whose threads do not wait as those of numpy do.
 
     They would hold the cores that those of faiss need. Where torch may round factors, numpy multiplies.

@@ -1,5 +1,6 @@
 """Kinds of faiss indexes: which one by default, how it is trained, and what its distances are."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from progeo.evaluation.clustering import cluster, nearest_centers
 from progeo.features.store import Rows
 
 _MAX_EXACT = 200_000
@@ -14,8 +16,12 @@ _MAX_EXACT = 200_000
 _MAX_TRAINING = 2**17
 _MAX_TRAINING_VALUES = 2**27
 """Maximum number of values of descriptors that an index is trained on, 512 MB."""
-_REFINE = 200
-"""Number of candidates that are compared exactly by default."""
+_ROWS_PER_LIST, _MIN_ROWS_PER_LIST = 64, 32
+"""Number of rows that each inverted list is clustered from, if there are as many, and by default at least."""
+_MAX_TRAINING_CODES = 2**16
+"""Number of rows that codes are trained on, of which faiss takes no more either."""
+_PROBES, _REFINE = 64, 200
+"""Numbers of lists that are visited and of rows that are compared exactly by default."""
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _CODE_LOCATION = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
@@ -28,8 +34,15 @@ _STORES = (
     (faiss.IndexNSG, "storage"),
 )
 """Kinds of indexes that keep rows in another one, and where."""
-_RESTORE_NONE = (faiss.IndexLSH, faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan, faiss.IndexIVFRaBitQ)
+_RESTORE_NONE = (
+    *(faiss.IndexLSH, faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan),
+    *(faiss.IndexIVFRaBitQ, faiss.IndexIVFRaBitQFastScan),
+)
 """Kinds of indexes that restore other rows than those they compare."""
+
+
+_FILLED_BY_LIST = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFRaBitQ)
+"""Kinds of indexes that take rows with their lists."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +57,27 @@ class IndexKind:
     """Number of best rows that are compared exactly; 0 takes the distances of the index."""
 
 
-def default_kind(num_rows: int) -> IndexKind:
-    """Return the kind of an index of so many rows: exact, or lists of one bit a dimension for many."""
+def default_kind(num_rows: int, width: int) -> IndexKind:
+    """Return the kind of an index of rows (N, D): exact, or for many rows lists of codes of one bit a dimension."""
     if num_rows < _MAX_EXACT:
         return IndexKind("Flat", probes=1, refine=0)
-    num_lists = 2 ** round(np.log2(2 * num_rows**0.5))
-    return IndexKind(f"IVF{num_lists},RaBitQ", probes=max(16, num_lists // 32), refine=_REFINE)
+    lists = min(2 * num_rows**0.5, _MAX_TRAINING_VALUES / width / _MIN_ROWS_PER_LIST)
+    return IndexKind(f"IVF{2 ** max(0, round(math.log2(lists)))},RaBitQ", probes=_PROBES, refine=_REFINE)
 
 
 def default_refine(index: faiss.Index) -> int:
     """Return the number of rows to compare exactly in an index: 0 if it stores them as they are."""
     return 0 if _store(index).sa_code_size() >= 4 * index.d else _REFINE
+
+
+def check_refine(index: faiss.Index, refine: int) -> None:
+    """Check that an index whose own distances are not Euclidean is refined.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if refine == 0 and isinstance(_store(index), faiss.IndexLSH):
+        raise ValueError("`refine` must be above 0 for LSH, which counts different bits, got 0. Use for example 200.")
 
 
 @dataclass(frozen=True)
@@ -113,21 +136,76 @@ def train_kind(database: Rows, kind: str) -> faiss.Index:
     Raises:
         ValueError: faiss does not know this factory string, or the database is too small to train the index.
     """
-    size = min(len(database), _MAX_TRAINING, _MAX_TRAINING_VALUES // database.width)
-    sample = np.unique(np.linspace(0, len(database) - 1, size).astype(np.int64))
     try:
         if _CRASHES.search(kind):
             raise RuntimeError("a number in it is too small")
         index: Any = faiss.index_factory(database.width, kind)
-        if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
+        num_lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
+        if num_lists < 1:
             raise RuntimeError("it would have no list")
-        index.train(database.take(sample).astype(np.float32))
+        if isinstance(index, faiss.IndexIDMap):
+            raise RuntimeError("its rows have numbers of their own")
+        _train(index, _sample(database, num_lists))
     except RuntimeError as error:  # faiss raises nothing else
         raise ValueError(
             f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "
             f"{faiss_reason(error)}. Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
         ) from None
     return index
+
+
+def add_rows(index: Any, rows: np.ndarray) -> None:
+    """Add descriptors, float32 (n, D), to an index."""
+    if isinstance(index, faiss.IndexPreTransform):
+        for transform in transforms(index):
+            rows = transform.apply(rows)
+        inner = faiss.downcast_index(index.index)
+        add_rows(inner, rows)
+        index.ntotal = inner.ntotal
+    elif type(index) in _FILLED_BY_LIST and _has_plain_lists(index):
+        lists = nearest_centers(rows, index.quantizer.reconstruct_n(0, index.nlist))
+        index.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists))
+    else:
+        index.add(rows)
+
+
+def transforms(index: Any) -> list[Any]:
+    """Return the transforms of an `IndexPreTransform`, such as PCA, in their order."""
+    return [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
+
+
+def _train(index: Any, rows: np.ndarray) -> None:
+    """Train an index on rows, float32 (n, D): the centers of inverted lists on all, codes on some."""
+    some = np.linspace(0, len(rows) - 1, min(len(rows), _MAX_TRAINING_CODES)).astype(np.int64)
+    if isinstance(index, faiss.IndexPreTransform):
+        for transform in transforms(index):
+            if not transform.is_trained:
+                transform.train(rows[some])
+            rows = transform.apply(rows)
+        _train(faiss.downcast_index(index.index), rows)
+        index.is_trained = True
+        return
+    if isinstance(index, faiss.IndexIVF) and _has_plain_lists(index) and index.nlist <= len(rows):
+        index.quantizer.add(cluster(rows, index.nlist))
+    index.train(rows[some])
+
+
+def _has_plain_lists(index: Any) -> bool:
+    """Whether the lists of an index are those of the nearest centers, which are stored as they are."""
+    return isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
+
+
+def training_size(num_rows: int, width: int, num_lists: int) -> int:
+    """Return the number of rows of a database (N, D) that an index is trained on."""
+    wanted = max(_MAX_TRAINING, _ROWS_PER_LIST * num_lists)
+    return min(num_rows, wanted, max(1, _MAX_TRAINING_VALUES // width))
+
+
+def _sample(database: Rows, num_lists: int) -> np.ndarray:
+    """Return rows spread over a database, float32 (n, D)."""
+    size = training_size(len(database), database.width, num_lists)
+    rows = np.unique(np.linspace(0, len(database) - 1, size).astype(np.int64))
+    return np.ascontiguousarray(database.take(rows), np.float32)
 
 
 def faiss_reason(error: Exception) -> str:

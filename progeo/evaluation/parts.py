@@ -8,13 +8,17 @@ from typing import Any
 import faiss
 import numpy as np
 
-from progeo.evaluation.exact_search import squared_of_pairs
-from progeo.evaluation.kinds import Restored
-from progeo.evaluation.search import Neighbors, index_neighbors, nearest_among, nearest_neighbors
+from progeo.evaluation.kinds import Restored, transforms
+from progeo.evaluation.search import (
+    Neighbors,
+    first_neighbors,
+    index_neighbors,
+    nearest_among,
+    nearest_neighbors,
+    refined,
+)
 
 _ROWS_AT_ONCE = 2**13
-_VALUES_AT_ONCE = 2**24
-"""Maximum number of values of descriptors in memory when candidates are compared with queries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +79,7 @@ class Parts:
         if self.parts[0].index is None:
             return _padded(self._exact_neighbors(queries, count), count)
         found = self._compressed_neighbors(queries, max(count, refine), probes, lists)
-        return _padded(self._compared(found.rows, queries) if refine else found, count)
+        return _padded(refined(found, queries, take=self.take) if refine else found, count)
 
     def neighbors_among(self, rows: np.ndarray, queries: np.ndarray, count: int) -> Neighbors:
         """Compare queries with all of some rows exactly, sorted, int64 (n,); removed ones are skipped."""
@@ -101,24 +105,12 @@ class Parts:
         for start, part in self._numbered():
             found = _of_part(part, shared, min(count, len(part.descriptors) - len(part.removed)))
             rows = np.where(found.rows < 0, -1, found.rows + start)
-            nearest = _first(
+            nearest = first_neighbors(
                 np.concatenate([nearest.rows, rows], axis=1),
                 np.concatenate([nearest.distances, found.distances], axis=1),
                 count,
             )
         return nearest
-
-    def _compared(self, rows: np.ndarray, queries: np.ndarray) -> Neighbors:
-        """Sort candidates, int64 (Q, R), -1 for none, by their exact distances."""
-        distances = np.full(rows.shape, np.inf, np.float32)
-        step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1] * queries.shape[1]))
-        for first in range(0, len(queries), step):
-            here = slice(first, first + step)
-            of, column = (np.ascontiguousarray(each) for each in np.nonzero(rows[here] >= 0))
-            found = self.take(rows[here][of, column])
-            squared = squared_of_pairs(queries[here], found, of, np.arange(len(found)))
-            distances[here][of, column] = np.sqrt(squared)
-        return _first(rows, distances, rows.shape[1])
 
 
 @dataclass(frozen=True)
@@ -135,8 +127,8 @@ class _Queries:
 
     @classmethod
     def of(cls, index: Any, queries: np.ndarray, probes: int, lists: np.ndarray | None) -> "_Queries":
-        inverted, transformed = _inverted_lists(index, queries)
-        if inverted is None:
+        inverted, transformed = _inside_transforms(index, queries)
+        if not isinstance(inverted, faiss.IndexIVF):
             return cls(queries, queries, None, np.empty((len(queries), 0), np.float32))
         if lists is None:
             distances, lists = inverted.quantizer.search(transformed, min(probes, inverted.nlist))
@@ -148,7 +140,7 @@ class _Queries:
         """Search an index for the queries at some positions, int64 (q,)."""
         if self.lists is None:
             return index_neighbors(index, self.given[of], count)
-        inverted, _ = _inverted_lists(index, self.transformed[:0])
+        inverted: Any = faiss.extract_index_ivf(index)
         squared, rows = np.empty((len(of), count), np.float32), np.empty((len(of), count), np.int64)
         queries, *visited = (each[of] for each in (self.transformed, self.lists, self.list_distances))
         given = [faiss.swig_ptr(each) for each in (queries, *visited, squared, rows)]
@@ -158,13 +150,13 @@ class _Queries:
         return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
 
 
-def _inverted_lists(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return the inverted lists of an index, None if it has none, and the queries as they get them."""
+def _inside_transforms(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return the index inside those of transforms, and the queries as it gets them."""
     while isinstance(index, faiss.IndexPreTransform):
-        for number in range(index.chain.size()):  # type: ignore[attr-defined]
-            queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)  # type: ignore[attr-defined]
+        for transform in transforms(index):
+            queries = transform.apply(queries)
         index = faiss.downcast_index(index.index)
-    return (index if isinstance(index, faiss.IndexIVF) else None), queries
+    return index, queries
 
 
 def _of_part(part: Part, queries: _Queries, count: int) -> Neighbors:
@@ -176,7 +168,7 @@ def _of_part(part: Part, queries: _Queries, count: int) -> Neighbors:
     while count and len(of):
         found = queries.search(part.index, depth, of)
         is_removed = np.isin(found.rows, part.removed)
-        remaining = _first(np.where(is_removed, -1, found.rows), found.distances, count)
+        remaining = first_neighbors(np.where(is_removed, -1, found.rows), found.distances, count)
         rows[of], distances[of] = remaining.rows, remaining.distances
         may_have_more = (remaining.rows[:, -1] < 0) & (found.rows[:, -1] >= 0) & (depth < size)
         depth, of = min(size, 2 * depth), of[may_have_more]
@@ -192,14 +184,6 @@ def _remaining(part: Part) -> Iterator[np.ndarray]:
         rows = part.descriptors[start : start + _ROWS_AT_ONCE]
         first, last = np.searchsorted(part.removed, (start, start + len(rows)))
         yield np.delete(rows, part.removed[first:last] - start, axis=0) if last > first else rows
-
-
-def _first(rows: np.ndarray, distances: np.ndarray, count: int) -> Neighbors:
-    """Return the first of rows (Q, n) by distance, then row; those of -1, none, are last and infinitely far."""
-    distances = np.where(rows < 0, np.float32(np.inf), distances)
-    last = np.where(rows < 0, np.iinfo(np.int64).max, rows)
-    order = np.lexsort((last, distances), axis=1)[:, :count]
-    return Neighbors(*(np.take_along_axis(each, order, axis=1) for each in (rows, distances)))
 
 
 def _padded(neighbors: Neighbors, count: int) -> Neighbors:

@@ -14,6 +14,7 @@ from progeo.evaluation.cell_index import Cells, build_cell_index, cell_neighbors
 from progeo.evaluation.classification import ClassScores, class_probabilities, rank_classes
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.image_matching import Matching
+from progeo.evaluation.kinds import check_refine, default_refine
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.options import RankingOptions
 from progeo.evaluation.priors import Regions
@@ -26,6 +27,7 @@ from progeo.evaluation.search import (
     nearest_neighbors,
     open_built,
     open_or_build_index,
+    refined,
 )
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
@@ -66,11 +68,32 @@ class SearchedIndex:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_faiss_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None) -> SearchedIndex:
-    """Open a compressed index, see `open_or_build_index`."""
+def open_faiss_index(
+    database: ShardedRows, kind: str, *, probes: int, refine: int | None, folder: Path | None
+) -> SearchedIndex:
+    """Open a compressed index, see `open_or_build_index`.
+
+    Args:
+        database: descriptors (N, D).
+        refine: number of best rows of each search that are compared exactly; 0 takes the distances of the index, None
+            compares by default, see `default_refine`.
+
+    Raises:
+        ValueError: the index cannot be built, or has no Euclidean distances and is not refined.
+    """
     index = open_or_build_index(database, kind, probes=probes, folder=folder)
     size = index_path(database, kind, folder).stat().st_size
-    return SearchedIndex(kind, lambda queries, count: (index_neighbors(index, queries, count), None), size)
+    num_refined = default_refine(index) if refine is None else refine
+    check_refine(index, num_refined)
+
+    def search(queries: np.ndarray, count: int) -> tuple[Neighbors, None]:
+        found = index_neighbors(index, queries, max(count, num_refined))
+        if num_refined:
+            found = refined(found, queries, take=database.take)
+        return Neighbors(found.rows[:, :count], found.distances[:, :count]), None
+
+    facts = {"index refined": f"the best {num_refined:,} rows are compared exactly"} if num_refined else {}
+    return SearchedIndex(kind, search, size, facts)
 
 
 def open_cell_index(

@@ -15,8 +15,8 @@ import numpy as np
 
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
-from progeo.evaluation.exact_search import Nearest, blocks
-from progeo.evaluation.kinds import faiss_reason, train_kind
+from progeo.evaluation.exact_search import Nearest, blocks, squared_of_pairs
+from progeo.evaluation.kinds import add_rows, faiss_reason, train_kind
 from progeo.features.store import Rows, ShardedRows
 from progeo.files import file_digest, write_text
 
@@ -125,6 +125,34 @@ def nearest_among(
     return Neighbors(rows[nearest.rows], nearest.distances)
 
 
+def refined(neighbors: Neighbors, queries: np.ndarray, *, take: Callable[[np.ndarray], np.ndarray]) -> Neighbors:
+    """Sort the candidates (Q, R) that a compressed index found by their exact distances.
+
+    Args:
+        queries: descriptors, float32 (Q, D).
+        take: returns the descriptors (m, D) of rows; it is called with as many as fit into memory.
+    """
+    rows = neighbors.rows
+    squared = np.full(rows.shape, np.inf, np.float32)
+    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        here = slice(start, start + step)
+        of, column = (np.ascontiguousarray(each) for each in np.nonzero(rows[here] >= 0))
+        found = np.ascontiguousarray(take(rows[here][of, column]), np.float32)
+        given = np.ascontiguousarray(queries[here], np.float32)
+        squared[here][of, column] = squared_of_pairs(given, found, of, np.arange(len(found)))
+    nearest = first_neighbors(rows, squared, rows.shape[1])
+    return Neighbors(nearest.rows, np.sqrt(nearest.distances))
+
+
+def first_neighbors(rows: np.ndarray, distances: np.ndarray, count: int) -> Neighbors:
+    """Return the first of rows (Q, n) by distance, then row; those of -1, none, are last and infinitely far."""
+    distances = np.where(rows < 0, np.float32(np.inf), distances)
+    last = np.where(rows < 0, np.iinfo(np.int64).max, rows)
+    order = np.lexsort((last, distances), axis=1)[:, :count]
+    return Neighbors(*(np.take_along_axis(each, order, axis=1) for each in (rows, distances)))
+
+
 def squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Compute squared Euclidean distances between queries (Q, D) and images (N, D), all float32: float32 (Q, N)."""
     if faiss.get_num_gpus():
@@ -217,7 +245,7 @@ def build_index(database: Rows, kind: str) -> faiss.Index:
 def add_to_index(index: faiss.Index, database: Rows) -> None:
     """Add descriptors to an index, one part at a time."""
     for part in database.parts():
-        index.add(np.ascontiguousarray(part, np.float32))
+        add_rows(index, np.ascontiguousarray(part, np.float32))
 
 
 def _read(path: Path, flags: int) -> faiss.Index:

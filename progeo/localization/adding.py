@@ -12,6 +12,7 @@ from progeo.features.descriptors import extract_descriptors
 from progeo.features.options import CacheOptions, WorkOptions
 from progeo.features.store import Rows, ShardedRows
 from progeo.localization.building import part_format, read_images, rows_in_cell_order
+from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import (
     commit,
     finish_update,
@@ -77,6 +78,8 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
             return
         if _added(index, images.without(new.missing), new):
             remove_unused_data(index.folder)
+            if (writer := engine_writer(index.folder, index.metadata)) is not None:
+                writer.tidy(index.folder)
             return
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
         before, index = index, open_place_index(index.folder, index.processor)
@@ -92,9 +95,11 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: Rows) -> bool:
     form = part_format(folder, opened)
     cuts = form.cuts(len(rows))
     with new_parts(folder, len(cuts)) as folders:
-        written = [write_part(part, rows, each, form) for part, each in zip(folders, cuts, strict=True)]
+        written = [write_part(*each, rows, form) for each in zip(folders, cuts, strict=True)]
         while True:
             current = read_metadata(folder)
+            if all(part in current.parts for part in written):  # committed, and another command committed on top of it
+                return True
             if not _agree(current, opened, (*_DESCRIPTORS_DEPEND_ON, *_PARTS_DEPEND_ON)):
                 return False
             if _committed(folder, opened, current, written, rows):
@@ -116,6 +121,8 @@ def _committed(
         twice = np.flatnonzero(known_rows(parts, open_removed(folder, current), paths)) + current.num_rows
     if not len(twice):
         return commit(folder, current, metadata)
+    if len(twice) == len(rows):
+        return True
     with new_file(folder, "removed", ".npy") as path:
         removed = np.concatenate([open_removed(folder, current), twice])
         return commit(folder, current, with_removed(metadata, path, removed))

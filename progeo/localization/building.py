@@ -11,8 +11,10 @@ from typing import Any
 import faiss
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from progeo.disk import make_folder
+from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, cells_of_database, empty_cell_index
 from progeo.evaluation.classification import lie_in_classes
@@ -26,6 +28,9 @@ from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, Wo
 from progeo.features.store import ReorderedRows, Rows, ShardedRows
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
+from progeo.localization.engines.connecting import check_free, engine_metadata
+from progeo.localization.engines.options import EngineOptions
+from progeo.localization.engines.writer import engine_writer, fingerprint_of
 from progeo.localization.index_folder import (
     CLASSIFIER_FOLDERS,
     commit,
@@ -34,7 +39,7 @@ from progeo.localization.index_folder import (
     new_file,
     new_parts,
 )
-from progeo.localization.index_metadata import EXACT, IndexMetadata
+from progeo.localization.index_metadata import EXACT, IndexMetadata, PartMetadata
 from progeo.localization.options import IndexOptions
 from progeo.localization.part_files import NewRows, PartFormat, write_part
 from progeo.localization.place_index import absolute_images, has_position, located_images
@@ -65,6 +70,7 @@ def build_place_index(
     encoder_name: str,
     accelerator: Accelerator,
     options: IndexOptions,
+    engine_options: EngineOptions = EngineOptions(),
     classes: ClassOptions,
     images: ImageOptions,
     work: WorkOptions,
@@ -76,13 +82,15 @@ def build_place_index(
         out: folder of the index.
         folder: the images; None for the classes of the encoder's classifier.
         encoder_name: see `load_encoder`.
+        engine_options: where descriptors are stored and searched.
         classes: cells of class means.
 
     Raises:
         ValueError: `out` holds an index already, the encoder has no weights, or options contradict each other.
         FileNotFoundError: the encoder has no classifier.
+        ConnectionError: the engine cannot be reached.
     """
-    _check_options(folder, options, classes)
+    _check_options(folder, options, engine_options, classes)
     if images.fast_decode:
         raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
     if holds_place_index(out):
@@ -95,6 +103,9 @@ def build_place_index(
         classifier = load_classifier(encoder_name)
         check_fits_encoder(classifier, encoder, encoder_name)
     cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
+    engine = engine_metadata(engine_options, out, fingerprint_of(descriptor_metadata(encoder)))
+    if engine is not None:  # before the hours of extraction
+        check_free(engine, out, width=encoder.descriptor_dim)
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     if folder is not None and options.of == "means":
@@ -106,9 +117,11 @@ def build_place_index(
             assert folder is not None
             rows = _rows_of_images(read_images(folder), extract, cells)
         if not accelerator.is_main_process:
+            _written_by_all(None, rows.new, accelerator)
             return
         metadata = IndexMetadata(
-            kind=options.faiss,
+            kind=options.faiss if engine is None else engine.name,
+            engine=engine,
             probes=options.probes,
             part_rows=options.part_rows,
             encoder=descriptor_metadata(encoder),
@@ -129,7 +142,7 @@ def build_place_index(
                 raise _already_exists(out)
             finish_update(out)
             _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
-            if not write_index(out, metadata, rows.new, cells):
+            if not write_index(out, metadata, rows.new, cells, accelerator=accelerator):
                 raise _already_exists(out)
 
 
@@ -140,6 +153,7 @@ def write_index(
     cells: Cells | None = None,
     *,
     before: IndexMetadata | None = None,
+    accelerator: Accelerator | None = None,
 ) -> bool:
     """Train an index on rows, write them to parts in bounded memory, and commit it; see `save_parts`.
 
@@ -148,12 +162,13 @@ def write_index(
         metadata: its metadata, to which the parts are added.
         cells: the cells that are its lists; None if its lists are no cells.
         before: metadata of the generation that it replaces; None for a new index.
+        accelerator: the processes that write parts, as `_written_by_all`; None for this one alone.
 
     Returns:
         Whether it was committed: no other command came first.
     """
     with ExitStack() as stack:
-        if (index := _trained(rows, metadata.kind, cells)) is not None:
+        if metadata.engine is None and (index := _trained(rows, metadata.kind, cells)) is not None:
             save_index(index, trained := stack.enter_context(new_file(folder, "trained", ".faiss")))
             metadata = replace(
                 metadata,
@@ -162,31 +177,62 @@ def write_index(
                 files={trained.name: stored_file(trained)},
             )
         metadata = replace(metadata, trained_on=len(rows))
-        return save_parts(folder, metadata, rows, before=before)
+        return save_parts(folder, metadata, rows, before=before, accelerator=accelerator)
 
 
-def save_parts(folder: Path, metadata: IndexMetadata, rows: NewRows, *, before: IndexMetadata | None) -> bool:
+def save_parts(
+    folder: Path,
+    metadata: IndexMetadata,
+    rows: NewRows,
+    *,
+    before: IndexMetadata | None,
+    accelerator: Accelerator | None = None,
+) -> bool:
     """Write rows to parts that are filled copies of a trained index, and commit them in place of all others.
 
     Args:
         metadata: metadata of the index, which name the file of the trained one.
+        before, accelerator: see `write_index`.
     """
     form = part_format(folder, metadata)
     cuts = form.cuts(len(rows))
     with new_parts(folder, len(cuts)) as folders:
-        written = [write_part(part, rows, each, form) for part, each in zip(folders, cuts, strict=True)]
+        parts = list(zip(folders, cuts, strict=True))
+        if accelerator is None:
+            written = [write_part(part, bounds, rows, form) for part, bounds in parts]
+        else:
+            written = _written_by_all((folder, metadata, parts), rows, accelerator)
         metadata = replace(metadata, parts=tuple(written))
         if committed := commit(folder, before, metadata):
             size = sum(part.size for part in written) / 1e6
             LOGGER.info("place index of %s in %s, %s MB and the encoder", metadata.rows, folder, f"{size:,.1f}")
-        return committed
+    if committed and form.writer is not None:
+        LOGGER.info("its descriptors are in %s", form.writer.place)
+        form.writer.tidy(folder)
+    return committed
+
+
+def _written_by_all(
+    task: tuple[Path, IndexMetadata, list[tuple[Path, tuple[int, int]]]] | None, rows: NewRows, accelerator: Accelerator
+) -> list[PartMetadata]:
+    """Write parts, each of the processes its share of them; all of them call this and get the metadata of all parts.
+
+    Args:
+        task: folder and metadata of the index, and the folder and the range of rows of each part; None where the
+            process is not the main one.
+    """
+    folder, metadata, parts = of_main_process(task)
+    form = part_format(folder, metadata)
+    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    written = gather_object([write_part(part, bounds, rows, form) for part, bounds in mine])
+    return sorted(written, key=lambda part: part.name)
 
 
 def part_format(folder: Path, metadata: IndexMetadata) -> PartFormat:
     """Return what the parts of an index have in common."""
     trained = folder / metadata.trained_file if metadata.trained_file else None
     orientation = metadata.orientation if metadata.stores_features else None
-    return PartFormat(metadata.encoder, trained, metadata.part_rows, orientation)
+    return PartFormat(metadata.encoder, trained, metadata.part_rows, orientation, engine_writer(folder, metadata))
 
 
 def _save_encoders(
@@ -207,7 +253,7 @@ def _save_encoders(
         save_encoder(folders[1], cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
 
 
-def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOptions) -> None:
+def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOptions, classes: ClassOptions) -> None:
     if (folder is None) != (options.of == "classes"):
         raise ValueError(
             "`folder` is needed: an index of images or means is made of the images in it."
@@ -217,6 +263,8 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         )
     if options.faiss == CELLS and options.of != "images":
         raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
+    if engine.engine is not None and options.faiss != IndexOptions().faiss:
+        raise ValueError(f"`faiss` is for an index without an `engine`, got {options.faiss}: leave one of them out.")
     if options.verify and options.of != "images":
         raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:

@@ -7,8 +7,8 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.localization.index_folder import read_metadata
-from progeo.localization.index_metadata import FEATURES, PATHS, check_format
-from progeo.localization.part_files import OpenedPart
+from progeo.localization.index_metadata import CATALOGUE, FEATURES, PATHS, check_format
+from progeo.localization.part_files import OpenedPart, open_images
 from progeo.localization.path_table import hashes_of, rows_of_hashes
 from progeo.localization.place_index import open_place_index
 from progeo.localization.stored_files import check_file, corrupt
@@ -59,6 +59,8 @@ def _fault_of(check: Callable[[], object]) -> str:
 
 def _faults_of_part(part: OpenedPart) -> Iterator[str]:
     """Find what digests cannot tell: what was wrong when it was written, and local features, each with a checksum."""
+    if fault := _fault_of(lambda: open_images(part.folder / CATALOGUE, part.folder)):
+        yield fault
     hashes = hashes_of(part.images.table["path"])
     wanted, rows = rows_of_hashes(part.path_table, hashes)
     if len(np.unique(rows[wanted == rows])) < len(hashes):

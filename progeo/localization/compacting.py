@@ -37,9 +37,11 @@ def compact_place_index(folder: Path) -> None:
     An index of format 1 is converted.
 
     Raises:
-        ValueError: an index of format 1 is of a kind that restores no descriptors.
+        ValueError: an index of format 1 is of a kind that restores no descriptors, or an engine searches the index.
     """
     finish_update(folder)
+    if (engine := read_metadata(folder).engine) is not None:
+        raise ValueError(f"{folder} is searched by {engine.name}, which compacts what it holds itself.")
     while not _compacted(folder, read_metadata(folder)):
         LOGGER.info("another command changed %s meanwhile: compacting what it holds now", folder)
     remove_unused_data(folder)

@@ -57,6 +57,11 @@ def read_metadata(folder: Path) -> IndexMetadata:
         return read_metadata(folder)
 
 
+def holds_uncommitted_parts(folder: Path) -> bool:
+    """Return whether a folder holds parts that no generation names: those that another command writes."""
+    return not {path.name for path in folder.iterdir() if _PART.fullmatch(path.name)} <= _named(folder)
+
+
 @contextmanager
 def new_parts(folder: Path, count: int) -> Iterator[list[Path]]:
     """Create empty folders for new parts, which no other command gets; those that are not committed are removed.

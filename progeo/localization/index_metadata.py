@@ -12,6 +12,7 @@ from progeo.files import read_json
 from progeo.image_files import Orientation
 from progeo.json_files import as_kind
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, Verification, calibration_from_json
+from progeo.localization.engines.connecting import EngineMetadata
 from progeo.localization.former_format import FormerFiles, former_fields
 from progeo.localization.options import IndexOf
 from progeo.localization.stored_files import StoredFile
@@ -61,6 +62,11 @@ class PartMetadata:
     """Its files by name."""
 
     @property
+    def engine_id(self) -> str:
+        """Identifier of its rows in an engine, which no other part of the index has."""
+        return f"{self.name} {self.id}"
+
+    @property
     def size(self) -> int:
         """Bytes of its files."""
         return sum(file.size for file in self.files.values())
@@ -71,7 +77,7 @@ class IndexMetadata:
     """Metadata of a place index, the content of `index.json`."""
 
     kind: str
-    """faiss factory string of the descriptor index, or `cells`."""
+    """faiss factory string of the descriptor index, `cells`, or the name of its engine."""
     probes: _Positive
     encoder: Mapping[str, Any]
     """Fingerprint of the encoder, see `progeo.features.descriptors.descriptor_metadata`."""
@@ -93,6 +99,8 @@ class IndexMetadata:
     """Maximum number of rows of a part."""
     stores_features: bool = False
     """Whether parts hold local features of their images."""
+    engine: EngineMetadata | None = None
+    """The engine that holds the descriptors and searches them; None if the parts hold them."""
     calibration: AnyCalibration | None = None
     verification: Verification | None = None
     """How matches are verified; None if that was not calibrated."""
@@ -219,7 +227,9 @@ def _check_parts(metadata: IndexMetadata, path: Path) -> None:
         raise ValueError(f"The files in {path} are not those that it names: put the file back.")
     if bool(metadata.num_removed) != bool(metadata.removed_file):
         raise ValueError(f"{path} contradicts itself about removed rows: put the file back.")
-    needed = {CATALOGUE, PATHS, DESCRIPTORS}
+    if metadata.engine is not None and metadata.trained_file:
+        raise ValueError(f"{path} names an engine and a faiss index, which it does not need: put the file back.")
+    needed = {CATALOGUE, PATHS} | ({DESCRIPTORS} if metadata.engine is None else set())
     needed |= {FAISS} if metadata.trained_file else set()
     needed |= {FEATURES} if metadata.stores_features else set()
     for part in metadata.parts:

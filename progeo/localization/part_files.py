@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -17,8 +17,9 @@ import pyarrow as pa
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells
+from progeo.evaluation.kinds import add_rows
 from progeo.evaluation.search import check_searchable, load_index, map_index, save_index
-from progeo.features.store import Rows, load_array
+from progeo.features.store import ReorderedRows, Rows, load_array
 from progeo.image_files import Orientation
 from progeo.localization.former_format import FormerFiles, FormerRows, check_former_files
 from progeo.localization.index_metadata import (
@@ -32,12 +33,23 @@ from progeo.localization.index_metadata import (
 )
 from progeo.localization.path_table import hashes_of, open_path_table, rows_of_hashes, write_path_table
 from progeo.localization.restriction import Restriction
-from progeo.localization.stored_files import OTHER_CONTENT, StoredFile, check_file, check_present, corrupt, stored_file
+from progeo.localization.stored_files import (
+    OTHER_CONTENT,
+    WHOLE_BYTES,
+    StoredFile,
+    check_file,
+    check_present,
+    corrupt,
+    stored_file,
+)
 from progeo.localization.verifying import extracted_features
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order, cell_range, reaches
 from progeo.places.nearby import looks_toward
 from progeo.verification.feature_file import FeatureFile, StoredFeatures, open_feature_file, write_feature_file
+
+if TYPE_CHECKING:
+    from progeo.localization.stores import DescriptorWriter
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 _VALUES_AT_ONCE = 2**24
@@ -74,6 +86,8 @@ class PartFormat:
     """Maximum number of rows of a part."""
     orientation: Orientation | None = None
     """How images are rotated for their local features; None if parts hold none."""
+    writer: "DescriptorWriter | None" = None
+    """Stores descriptors elsewhere; None if parts hold them."""
 
     def cuts(self, count: int) -> list[tuple[int, int]]:
         """Divide rows into the ranges of parts of about equal size."""
@@ -94,7 +108,7 @@ class PartFormat:
         return max(1, min(self.part_rows, _MAX_INDEX_BYTES // row_bytes))
 
 
-def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartFormat) -> PartMetadata:
+def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartFormat) -> PartMetadata:
     """Write the files of a part: a range of rows.
 
     Args:
@@ -109,13 +123,17 @@ def write_part(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartF
     images = rows.images(first, last)
     images.save(folder / CATALOGUE)
     write_path_table(folder / PATHS, images.table["path"])
-    _write_descriptors(folder, rows, bounds, form)
+    if form.writer is None:
+        _write_descriptors(folder, rows, bounds, form)
     if form.orientation is not None:
         features = rows.features or (lambda *_: extracted_features(images, form.orientation or "exif"))
         write_feature_file(file := folder / FEATURES, features(first, last))
         if num_missing := open_feature_file(file).table["features"].null_count:
             LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
-    return _described(folder, images, form.encoder, {path.name: _stored(path) for path in sorted(folder.iterdir())})
+    metadata = _described(folder, images, form.encoder, {path.name: _stored(path) for path in sorted(folder.iterdir())})
+    if form.writer is not None:
+        form.writer.add(metadata.engine_id, ReorderedRows(rows.descriptors, np.arange(first, last)), images)
+    return metadata
 
 
 def _described(
@@ -153,7 +171,7 @@ def _write_descriptors(folder: Path, rows: NewRows, bounds: tuple[int, int], for
             if index is not None:
                 values = np.ascontiguousarray(block, np.float32)
                 if rows.labels is None:
-                    index.add(values)
+                    add_rows(index, values)
                 else:
                     add_to_cells(index, values, rows.labels[start : start + len(block)])
     if index is not None:
@@ -181,7 +199,7 @@ class OpenedPart:
     path_table: np.ndarray
     """See `open_path_table`."""
     descriptors: np.ndarray | FormerRows
-    """Float16 or float32 (n, D), or as an index of format 1 restores them."""
+    """Float16 or float32 (n, D), or as an index of format 1 restores them; (n, 0) if an engine holds them."""
     index: faiss.Index | None
     """Its compressed index; None if rows are compared exactly."""
     features: FeatureFile | None
@@ -259,8 +277,11 @@ def open_part(folder: Path, part: PartMetadata, metadata: IndexMetadata) -> Open
     for name, stored in part.files.items():
         if name != FEATURES:  # each row of which has a checksum of its own
             check_file(where / name, stored, folder)
-    images = open_images(where / CATALOGUE, where)
-    descriptors = load_array(where / DESCRIPTORS, mapped=True)
+    is_small = part.files[CATALOGUE].size <= WHOLE_BYTES
+    images = open_images(where / CATALOGUE, where, completely=is_small)
+    descriptors = np.empty((part.rows, 0), np.float32)
+    if DESCRIPTORS in part.files:
+        descriptors = load_array(where / DESCRIPTORS, mapped=True)
     index = map_index(where / FAISS, probes=metadata.probes) if FAISS in part.files else None
     features = _open_features(where / FEATURES, part.files[FEATURES], folder) if FEATURES in part.files else None
     widths = {descriptors.shape[1] if descriptors.ndim == 2 else 0, descriptors.shape[1] if index is None else index.d}
@@ -290,13 +311,16 @@ def _open_features(path: Path, stored: StoredFile, folder: Path) -> FeatureFile:
     return features
 
 
-def open_images(file: Path, folder: Path) -> Catalogue:
+def open_images(file: Path, folder: Path, *, completely: bool = True) -> Catalogue:
     """Open the catalogue of a part.
+
+    Args:
+        completely: see `open_catalogue`.
 
     Raises:
         ValueError: the file is corrupt, or of other columns.
     """
-    catalogue = open_catalogue(file, folder)
+    catalogue = open_catalogue(file, folder, completely=completely)
     if tuple(catalogue.table.column_names) != COLUMNS:
         raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(COLUMNS)}.")
     return catalogue

@@ -30,6 +30,7 @@ from progeo.localization.confidence import (
     confidence_features,
     score_probabilities,
 )
+from progeo.localization.engines.store import open_engine_store
 from progeo.localization.extraction import check_at_least, find_photos
 from progeo.localization.index_folder import ENCODER_FOLDER, read_metadata
 from progeo.localization.index_metadata import IndexMetadata
@@ -359,7 +360,8 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
             f"{folder} was not built with the encoder in {source}, as its index.json says: put that one back, or build "
             f"it anew."
         )
-    if len(widths := {encoder.descriptor_dim, *(part.descriptors.shape[1] for part in parts)}) > 1:
+    held = [] if metadata.engine is not None else parts
+    if len(widths := {encoder.descriptor_dim, *(part.descriptors.shape[1] for part in held)}) > 1:
         raise ValueError(
             f"The files of {folder} do not belong together: descriptors of {', '.join(map(str, sorted(widths)))} "
             f"dimensions. Build the index anew."
@@ -368,7 +370,9 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
     features = JoinedFeatures([part.features for part in parts if part.features is not None])
     removed = open_removed(folder, metadata)
     table = pa.concat_tables([part.images.table for part in parts])
-    store = LocalStore(parts, removed, folder, cells)
+    store: DescriptorStore = LocalStore(parts, removed, folder, cells)
+    if metadata.engine is not None:
+        store = open_engine_store(folder, metadata, removed)
     return PlaceIndex(
         folder,
         metadata,

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from progeo.engine.log import LOGGER
+from progeo.localization.engines.writer import engine_writer
 from progeo.localization.index_folder import commit, finish_update, new_file, read_metadata, remove_unused_data
 from progeo.localization.index_metadata import IndexMetadata, check_format
 from progeo.localization.part_files import OpenedPart, open_parts
@@ -63,13 +64,21 @@ def remove_from_place_index(folder: Path, choice: Choice) -> None:
         ValueError: the index is of classes, no image is chosen, or all are.
     """
     finish_update(folder)
-    while not _removed(folder, read_metadata(folder), choice):
+    is_first = True
+    while not _removed(folder, read_metadata(folder), choice, is_first=is_first):
         LOGGER.info("another command changed %s meanwhile: removing from what it holds now", folder)
+        is_first = False
     remove_unused_data(folder)
+    if (writer := engine_writer(folder, read_metadata(folder))) is not None:
+        writer.tidy(folder)
 
 
-def _removed(folder: Path, metadata: IndexMetadata, choice: Choice) -> bool:
-    """Commit that rows are removed; returns False if another command came first."""
+def _removed(folder: Path, metadata: IndexMetadata, choice: Choice, *, is_first: bool) -> bool:
+    """Commit that rows are removed; returns False if another command came first.
+
+    Args:
+        is_first: whether it is an error that no row is left to remove.
+    """
     check_format(metadata, folder)
     if metadata.holds_classes:
         raise ValueError(f"{folder} is of classes, which cannot be removed: build it anew.")
@@ -79,6 +88,8 @@ def _removed(folder: Path, metadata: IndexMetadata, choice: Choice) -> bool:
         start += part.metadata.rows
     after = np.union1d(before, np.concatenate(found))
     if (count := len(after) - len(before)) == 0:
+        if not is_first:  # they were removed, and another command committed on top of it
+            return True
         raise ValueError(f"{folder} has none of these images: nothing was removed.")
     if len(after) == metadata.num_rows:
         raise ValueError(f"These are all images of {folder}: remove the folder itself.")

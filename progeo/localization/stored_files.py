@@ -10,7 +10,7 @@ from msgspec import Meta
 from progeo.files import file_digest
 
 OTHER_CONTENT = "index.json has the digest of other content"
-_WHOLE_BYTES = 2**24
+WHOLE_BYTES = 2**24
 """Files up to 16 MiB are read completely when they are opened."""
 _SAMPLE_BYTES = 2**18
 _NUM_SAMPLES = 16
@@ -74,7 +74,7 @@ def corrupt(path: Path, reason: str) -> ValueError:
 
 def _sample(path: Path) -> str:
     size = path.stat().st_size
-    if size <= _WHOLE_BYTES:
+    if size <= WHOLE_BYTES:
         return file_digest(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:

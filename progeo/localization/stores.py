@@ -1,6 +1,6 @@
 """Where the descriptors of a place index are stored and searched: in its folder, or in an engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -57,7 +57,11 @@ class DescriptorStore(Protocol):
 
 
 class DescriptorWriter(Protocol):
-    """Where the descriptors of new parts are stored, and those of removed rows forgotten."""
+    """Where the descriptors of new parts are stored, if their folders do not hold them."""
+
+    @property
+    def place(self) -> str:
+        """Where they are stored, in words."""
 
     def add(self, part: str, rows: Rows, images: Catalogue) -> None:
         """Store the rows of a part, before a generation names it; a second time after a command that was killed.
@@ -68,8 +72,8 @@ class DescriptorWriter(Protocol):
             images: the n images, as `index_images` returns them.
         """
 
-    def remove(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Forget rows, once a generation has marked them as removed: int64 (r,) by the identifier of their part."""
+    def tidy(self, folder: Path) -> None:
+        """Forget removed rows of the index in a folder and parts that killed commands did not commit, and clean up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +127,7 @@ class LocalStore:
         Raises:
             ValueError: no position or heading is known in the index.
         """
-        if among.near is not None and not any(part.metadata.num_degrees for part in self.parts):
-            raise self._unknown("near", "latitude and longitude")
-        if among.heading is not None and not any(part.metadata.num_headings for part in self.parts):
-            raise self._unknown("heading", "heading")
+        among.check_known([part.metadata for part in self.parts], self.folder)
         starts = self._rows.starts.tolist()
         found = [part.rows_of(among) + start for part, start in zip(self.parts, starts, strict=False)]
         return np.concatenate(found)
@@ -138,9 +139,6 @@ class LocalStore:
         if self.cells.quantizer is None or cell_queries is None:
             return best_cells(indexes, indexes[0].quantizer, queries, probes)[0]
         return best_cells(indexes, self.cells.quantizer, cell_queries, probes)[0]
-
-    def _unknown(self, name: str, what: str) -> ValueError:
-        return ValueError(f"`{name}` cannot be used: no {what} is known in {self.folder}. Leave it out.")
 
     @cached_property
     def _rows(self) -> Parts:

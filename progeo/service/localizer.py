@@ -80,7 +80,7 @@ class Localizer:
 
         Raises:
             HTTPException: too many photos wait, it takes too long, there is only one photo and it cannot be decoded, or
-                the index cannot answer the query.
+                the index cannot answer the query, or not at the moment.
         """
         index = self.index.current
         with self._waiting(len(photos)):
@@ -116,6 +116,9 @@ class Localizer:
                 found = iter(await self._batcher.localize(index, query, pixels) if pixels else [])
         except ValueError as error:
             raise HTTPException(422, str(error).replace(str(index.folder), "the index")) from None
+        except ConnectionError as error:
+            LOGGER.error("%s", error)
+            raise HTTPException(503, "The index cannot be searched at the moment: try again later.", _SOON) from None
         return [
             Localization(photo.name, error=each) if isinstance(each, str) else next(found)
             for photo, each in zip(photos, decoded, strict=True)

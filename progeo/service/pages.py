@@ -94,7 +94,7 @@ def _facts(index: PlaceIndex) -> dict[str, str]:
     height, width = metadata.image_size
     return {
         "generation": str(metadata.generation),
-        "search": f"faiss {metadata.kind}",
+        "search": f"faiss {metadata.kind}" if metadata.engine is None else metadata.engine.name,
         **({"cells": f"{metadata.cell_side_m} m a side"} if metadata.holds_classes else {}),
         "with a viewing direction": f"{num_headings:,} of {metadata.rows}",
         "photos": f"preprocessed by {metadata.query_preprocessing}, {height} x {width} pixels",

@@ -10,9 +10,8 @@ import writing_commands
 from file_events import Plan
 from writing_commands import COMMANDS, begin, differences, finish, is_hidden, prepare, proceed, tree
 
-from progeo.localization.index_folder import read_metadata
+from progeo.localization.place_index import open_place_index
 from progeo.models.weight_files.tensor_files import read_safetensors
-from progeo.places.catalogue import open_catalogue
 
 pytestmark = pytest.mark.slow
 SEED = 0
@@ -123,11 +122,10 @@ def test_two_commands_that_add_to_an_index_lose_nothing(world, undisturbed):
         if second.code:
             again = writing_commands.run(world, "index add", None, "--folder", world.city / "val/database")
             assert again.code == 0, again.said
-        metadata = read_metadata(folder / "index")
-        images = open_catalogue(folder / "index" / metadata.catalogue_file, folder / "index")
-        names = {images.path(row).name for row in range(len(images))}
+        opened = open_place_index(folder / "index")
+        names = {opened.images.path(row).name for row in range(len(opened.images))}
         added = [path for side in ("test", "val") for path in (world.city / side / "database").iterdir()]
-        assert len(names) == metadata.images
+        assert len(names) == opened.metadata.images
         assert {path.name for path in added} <= names, event
         assert not any(map(is_hidden, tree(folder)))
 

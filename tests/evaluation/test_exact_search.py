@@ -65,13 +65,13 @@ def test_equal_descriptors_of_great_width_are_at_distance_0_in_the_order_of_thei
 
 @pytest.mark.parametrize("name", ["normal", "copies", "nearly one point", "zero"])
 def test_most_pairs_are_excluded_also_where_descriptors_are_nearly_equal(name, monkeypatch):
-    compared, squared_of_pairs = [], exact_search._squared_of_pairs
+    compared, squared_of_pairs = [], exact_search.squared_of_pairs
 
     def counted(queries, block, of, rows):
         compared.append(len(of))
         return squared_of_pairs(queries, block, of, rows)
 
-    monkeypatch.setattr(exact_search, "_squared_of_pairs", counted)
+    monkeypatch.setattr(exact_search, "squared_of_pairs", counted)
     monkeypatch.setattr(exact_search, "_FIRST_PAIRS", 1)
     queries, database = SETS[name]
     nearest_neighbors([database], queries, 1)

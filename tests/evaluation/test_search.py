@@ -78,7 +78,7 @@ def test_more_probes_find_more(database):
             (kind, "a number in it is too small")
             for kind in ("HNSW0", "HNSW1,Flat", "NSG0", "PQ4x0", "IVF4_HNSW0,Flat")
         ),
-        ("IDMap,Flat", "add does not make sense with IndexIDMap"),
+        ("IDMap,Flat", "its rows have numbers of their own"),
         ("PQ7", "should be a multiple of the number of subquantizers"),
         ("IVF5000,Flat", "should be at least as large as number of clusters"),
     ],

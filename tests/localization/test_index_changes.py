@@ -6,7 +6,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from running import killed_at
+from running import killed_at, run_on_two_processes
 from small_indexes import add, contents, expected, images, small_index
 
 from progeo.cli import main
@@ -141,7 +141,7 @@ def test_a_check_finds_what_opening_does_not_read(small_encoder, tmp_path, monke
     main(["index", "check", str(folder)])
     said = capsys.readouterr().err
     assert "300 images in 1 parts, 0.4 MB, 0 removed: all files are as they were written" in said
-    monkeypatch.setattr("progeo.localization.stored_files._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("progeo.localization.stored_files.WHOLE_BYTES", 1000)
     monkeypatch.setattr("progeo.localization.stored_files._SAMPLE_BYTES", 100)
     folder = small_index(tmp_path / "sampled", small_encoder, tmp_path, count=300)
     file = folder / "part_00000/descriptors.npy"
@@ -172,6 +172,17 @@ def test_mistakes_in_removing_end_in_a_sentence(words, sentence, folder, tmp_pat
     (tmp_path / "empty.txt").touch()
     with pytest.raises(SystemExit, match=sentence.replace("`near`", "--near")):
         main(["index", "remove", str(folder), *words])
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_parts_that_one_alone_writes(city, encoder, cache, tmp_path):
+    words = ["index", "build", encoder, "--folder", city / "train", "--part_rows", 20, "--faiss", "IVF4,Flat"]
+    words += ["--descriptor_cache", cache, "--num_workers", 0]
+    main([*map(str, words), "--out", str(tmp_path / "one")])
+    run_on_two_processes("progeo/__main__.py", *words, "--out", tmp_path / "two")
+    one, two = (read_metadata(tmp_path / name) for name in ("one", "two"))
+    assert one.parts == two.parts and [part.rows for part in one.parts] == [16, 17, 17, 17, 17]
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"index.json", "model", *two.data_names}
 
 
 @pytest.mark.slow

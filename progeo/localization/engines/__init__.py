@@ -1,0 +1,1 @@
+"""Engines that store and search the descriptors of a place index."""
