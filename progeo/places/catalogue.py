@@ -277,11 +277,15 @@ def check_files(catalogue: Catalogue) -> None:
 
 
 def are_absolute(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return which names are absolute paths or URLs, which lie in no folder of a catalogue, bool (N,)."""
-    has_protocol = pc.match_substring(names, "://")
-    if pc.any(has_protocol).as_py():  # regular expressions take longer
+    """Return which names, large_string, are absolute paths or URLs, which lie in no folder, bool (N,)."""
+    if _holds(b"://", names):  # regular expressions for each name take longer
         return pc.match_substring_regex(names, IS_ABSOLUTE)
     return pc.starts_with(names, "/")
+
+
+def _holds(part: bytes, texts: pa.ChunkedArray) -> bool:
+    """Return whether a part may occur in any text; all texts are searched at once, as few have such parts."""
+    return any(re.search(re.escape(part), _bytes_of(chunk)) for chunk in texts.chunks if len(chunk))
 
 
 def count_repeated(names: pa.ChunkedArray) -> int:
@@ -310,12 +314,13 @@ def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
     root, paths = catalogue.folder, catalogue.table["path"]
     if root != folder:
         _LOGGER.info("the images of %s lie in %s", folder, root)
-    leads = pc.starts_with(paths, "/")
-    if pc.any(leads).as_py():
-        leads = pc.and_not(leads, pc.starts_with(paths, f"{str(root.resolve()).rstrip('/')}/"))
-    if any(
-        re.search(rb"\.\.", _bytes_of(part)) for part in filter(len, paths.chunks)
-    ):  # in all names at once, as few have it
+    leads = are_absolute(paths)
+    if root == Path("/"):  # of local files and URLs that no other folder holds
+        leads = pc.and_(leads, False)
+    elif pc.any(leads).as_py():
+        inside = root.around[0] if isinstance(root, RemotePath) else f"{root.resolve()}/"
+        leads = pc.and_not(leads, pc.starts_with(paths, inside))
+    if _holds(b"..", paths):
         leads = pc.or_(leads, pc.match_substring_regex(paths, r"(^|/)\.\.(/|$)"))
     if pc.any(leads).as_py():
         rows = np.flatnonzero(leads.to_numpy())

@@ -46,7 +46,11 @@ class CellOrder:
 
 def cell_order(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """Sort positions in degrees by cell, stably, those that are unknown (NaN) last: rows, int64 (N,)."""
-    return np.argsort(_cells(latitude, longitude), kind="stable")
+    numbers = np.empty(len(latitude), np.int64)
+    for start in range(0, len(numbers), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        numbers[rows] = _cells(latitude[rows], longitude[rows])
+    return np.argsort(numbers, kind="stable")
 
 
 def build_cell_order(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> CellOrder:

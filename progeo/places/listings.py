@@ -25,6 +25,7 @@ _IMAGE = rf"(?i)({'|'.join(map(re.escape, EXTENSIONS))})$"
 _HIDDEN = r"(^|/)\."
 _INVENTORY = ("bucket", "key", "version_id", "is_latest", "is_delete_marker")
 """First columns of an S3 Inventory, of which those of versions may be missing."""
+_VERSIONS = ("is_latest", "is_delete_marker")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _csv_batches(listing: Path) -> Iterator[pa.RecordBatch]:
 
 def _parquet_batches(listing: Path) -> Iterator[pa.RecordBatch]:
     with pa_parquet.ParquetFile(listing) as opened:
-        names = [name for name in _INVENTORY if name in opened.schema_arrow.names]
+        held = {*opened.schema_arrow.names}
+        names = [name for name in (_INVENTORY if held.issuperset(_VERSIONS) else _INVENTORY[:2]) if name in held]
         if not {"bucket", "key"} <= {*names}:
             raise ValueError(f"{listing} is no S3 Inventory, which has columns bucket and key.")
         for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=names):

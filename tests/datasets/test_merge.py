@@ -13,6 +13,7 @@ from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import positions_m
 from progeo.places.named_places import named_places
 from progeo.places.options import CellOptions
+from progeo.remote_files import RemotePath
 
 CELLS = CellOptions(
     cell_side_m=10,
@@ -114,3 +115,17 @@ def test_places_are_sorted_by_name_with_enough_images(tmp_path, min_images, name
         named_places(catalogue, min_images=4)
     with pytest.raises(ValueError, match=r"has no column of places: import it with `progeo dataset import gsv-c"):
         named_places(build_catalogue(tmp_path / "set", files), min_images=1)
+
+
+def test_images_behind_urls_are_merged_as_those_of_folders(named, nameless):
+    there = RemotePath("s3://bucket/sf/train")
+    for folder, root, paths in (
+        (RemotePath("s3://bucket/gsv"), "s3://bucket", ("gsv/@700000", "sf/train/@550001")),
+        (named.folder, "/", (f"{str(named.folder)[1:]}/@700000", "s3://bucket/sf/train/@550001")),
+    ):
+        merged = merge_catalogues([Catalogue(folder, named.table), Catalogue(there, nameless.table)], CELLS)
+        names = merged.table["path"].to_pylist()
+        assert str(merged.folder) == root
+        assert (names[0].startswith(paths[0]), names[3].startswith(paths[1])) == (True, True)
+        assert str(merged.path(3)) == f"s3://bucket/sf/train/{nameless.name(0)}"
+        assert merged.east[3] == 550001

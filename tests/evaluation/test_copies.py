@@ -7,6 +7,7 @@ import pytest
 
 from progeo.evaluation.copies import find_copies
 from progeo.places.catalogue import Catalogue
+from progeo.remote_files import RemotePath
 
 
 def catalogue(folder, *names):
@@ -68,3 +69,12 @@ def test_only_what_was_found_counts(photo, tmp_path):
 def test_photos_that_are_gone_are_not_taken_for_others_of_their_name(tmp_path):
     photos = catalogue(tmp_path / "summer", "0001.jpg")
     assert find_copies(photos, catalogue(tmp_path / "winter", "0001.jpg"), np.array([[0]])).tolist() == [False]
+
+
+@pytest.mark.parametrize(("content", "itself"), [(b"some pixels", True), (b"other pixel", False), (b"some", False)])
+def test_images_behind_a_url_are_compared_by_content(content, itself, photo):
+    made = photo.parent.parent / "images/made.jpg"
+    made.write_bytes(content)
+    images = catalogue(RemotePath(f"file://{made.parent}"), "made.jpg")
+    found = find_copies(catalogue(photo.parent, "photo.jpg"), images, np.array([[0]]))
+    assert found.tolist() == [itself]

@@ -41,6 +41,7 @@ from progeo.datasets.readers.tables import read_table
 from progeo.evaluation.descriptors import read_descriptors
 from progeo.models.weight_files.checkpoints import find_weights, read_content
 from progeo.places.catalogue import read_catalogue
+from progeo.places.listings import listed_paths
 
 IMAGES = ("0.jpg", "1.jpg", "2.jpg")
 COLUMNS = {
@@ -81,6 +82,26 @@ def make_csv(folder, columns, name="places.csv", delimiter=",", encoding="utf-8"
 def make_parquet(folder, **options):
     make_images(folder)
     pa_parquet.write_table(pa.table(COLUMNS), folder / "places.parquet", **options)
+
+
+def make_parquet_folder(folder):
+    make_images(folder)
+    (folder / "set/part=0").mkdir(parents=True)
+    pa_parquet.write_table(pa.table(COLUMNS), folder / "set/part=0/places.parquet")
+
+
+def make_inventory(folder):
+    make_images(folder)
+    lines = [f'"bucket","{name}","v","true","false","7"\n' for name in COLUMNS["path"]]
+    (folder / "list.csv").write_text("".join(lines))
+    table = pa.table({"bucket": ["bucket"] * len(lines), "key": COLUMNS["path"], "is_latest": [True] * len(lines)})
+    table = table.append_column("is_delete_marker", [[False] * len(lines)])
+    pa_parquet.write_table(table, folder / "list.parquet")
+    (folder / "list.txt").write_text("".join(f"2013-09-02 21:37:53  7 {name}\n" for name in COLUMNS["path"]))
+
+
+def listing(file):
+    return reader(file, make_inventory, lambda folder: list(listed_paths([folder / file], folder)))
 
 
 def make_geojson(folder):
@@ -466,6 +487,15 @@ READERS = {
     "parquet, zstd": table(
         "places.parquet", partial(make_parquet, compression="zstd", use_dictionary=False, data_page_version="2.0")
     ),
+    "parquet folder": reader(
+        "set/part=0/places.parquet",
+        make_parquet_folder,
+        lambda folder: read_table(folder / "set", folder),
+        lambda _: "/set",
+    ),
+    "listing": listing("list.txt"),
+    "inventory, csv": listing("list.csv"),
+    "inventory, parquet": listing("list.parquet"),
     "geojson": table("places.geojson", make_geojson),
     "gt.npy": arrays("gt.npy", partial(make_arrays, gt=ragged([0, 1], np.array([2])))),
     "gt.npy, booleans": arrays("gt.npy", partial(make_arrays, gt=np.array([[True, False, True], [False] * 3]))),

@@ -370,7 +370,8 @@ def test_a_list_of_windows_is_read_where_its_paths_lie_there(tmp_path):
 def test_paths_that_lead_out_of_the_folder_are_said(tmp_path, caplog, indexed):
     caplog.set_level("INFO")
     inside = ["@1@2@.jpg", "a..b/@1@2@.jpg", f"{tmp_path / 'set'}/@1@2@.jpg", "...@1@2@.jpg"]
-    outside = ["../@1@2@.jpg", "/etc/@1@2@.jpg", "a/../../b/@1@2@.jpg", f"{tmp_path}/sets/@1@2@.jpg"]
+    outside = ["../@1@2@.jpg", "/etc/@1@2@.jpg", "a/../../b/@1@2@.jpg", "http://host/@1@2@.jpg"]
+    outside.append(f"{tmp_path}/sets/@1@2@.jpg")
     (tmp_path / "set").mkdir()
     (tmp_path / "set/@1@2@.jpg").touch()
     for paths in (inside, inside + outside):
@@ -384,7 +385,7 @@ def test_paths_that_lead_out_of_the_folder_are_said(tmp_path, caplog, indexed):
             (tmp_path / "set_images_paths.txt").write_text("\n".join(paths))
         read_catalogue(tmp_path / "set", positions="ignored")
         said = [record.getMessage() for record in caplog.records]
-        lead = f"4 of 8 paths of {tmp_path}/set lead out of {tmp_path}/set, the first is ../@1@2@.jpg"
+        lead = f"5 of 9 paths of {tmp_path}/set lead out of {tmp_path}/set, the first is ../@1@2@.jpg"
         assert said == ([] if paths == inside else [lead])
 
 

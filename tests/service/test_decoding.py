@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from progeo.remote_files import RemotePath
 from progeo.service.decoding import Decoders, Decoding, NoDecoder
 
 
@@ -48,3 +49,8 @@ def test_a_signal_to_all_processes_of_a_service_lets_a_decoder_go_on(decoders, p
     os.kill(process.pid, signal.SIGTERM)
     decoders.pixels(photos[0].read_bytes(), Decoding())
     assert [each.pid for each in multiprocessing.active_children()] == [process.pid]
+
+
+def test_a_picture_of_an_image_behind_a_url_is_that_of_the_file(decoders, photos):
+    pictures = [decoders.thumbnail(path, 32, "exif") for path in (photos[0], RemotePath(f"file://{photos[0]}"))]
+    assert pictures[0] == pictures[1]

@@ -8,7 +8,9 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from PIL import Image
 
+from progeo.commands.dataset_import import import_dataset
 from progeo.datasets.readers.tables import read_table
+from progeo.places import catalogue as catalogue_module
 from progeo.places.catalogue import read_catalogue
 from progeo.places.filename import parse_names
 from progeo.places.geographic import degrees_of, link_images, positions_m
@@ -322,3 +324,27 @@ def test_the_raw_tables_of_msls_are_read_with_a_template(read):
     assert degrees_of(raw).tolist() == [[48.5], [2.5]]
     processed = read(",key,easting,northing,night", "0,7,450000.5,5400000.25,False", path="img/{key}.jpg")
     assert positions_m(processed)[0].tolist() == [[450000.5, 5400000.25]]
+
+
+def test_images_of_a_table_may_lie_behind_a_url(images, tmp_path):
+    (tmp_path / "places.csv").write_text("path,latitude,longitude\n1.jpg,52.5,13.4\nimg/2.jpg,52.5,13.4\n")
+    import_dataset("table", tmp_path / "places.csv", images=f"file://{images}", out=tmp_path / "city")
+    catalogue = read_catalogue(tmp_path / "city")
+    assert str(catalogue.path(1)) == f"file://{images}/img/2.jpg"
+    with pytest.raises(ValueError, match=r"No link can lead to file:///.*1.jpg: leave out `link`"):
+        import_dataset("table", tmp_path / "places.csv", images=f"file://{images}", out=tmp_path / "two", link=True)
+    with pytest.raises(FileNotFoundError, match=r"2 of 2 images are not in file:///.*/imgs, the first is 1.jpg"):
+        import_dataset("table", tmp_path / "places.csv", images=f"file://{images}/imgs", out=tmp_path / "three")
+    with pytest.raises(ValueError, match="`images` of dbstruct must be a folder, got s3://bucket"):
+        import_dataset("dbstruct", tmp_path / "set.mat", images="s3://bucket", out=tmp_path / "four")
+
+
+def test_of_millions_of_images_some_are_looked_for(read, monkeypatch, caplog):
+    monkeypatch.setattr(catalogue_module, "_MAX_LOOKED_FOR", (3, 3))
+    caplog.set_level(logging.INFO)
+    lines = [f"{row}.jpg,52.5,13.4" for row in (0, 77, 2, 77, 4)]
+    assert len(read("path,latitude,longitude", *lines)) == 5  # of rows 0, 2 and 4
+    assert "looked for 3 of 5 images" in caplog.text
+    lines = [f"{row}.jpg,52.5,13.4" for row in (0, 77, 78, 77, 4)]
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are not in .*, the first is 78.jpg"):
+        read("path,latitude,longitude", *lines)
