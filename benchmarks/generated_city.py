@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from progeo.places.catalogue import Catalogue
+from progeo.atomic import replacing
+from progeo.places.catalogue import Catalogue, catalogue_writer
 from progeo.places.distances import EARTH_RADIUS_M
 
 IMAGES_PER_PLACE, SPACING_M = 8, 30.0
@@ -19,7 +20,7 @@ _LATENT_DIM, _NUM_TABLE = 32, 2**14
 _SOUTH_DEG, _WEST_DEG = 37.5, -122.6
 _SIDE = 1024
 """Number of places from west to east."""
-_ROWS_AT_ONCE = 2**15
+_ROWS_AT_ONCE, _IMAGES_AT_ONCE = 2**15, 2**20
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ def generated_images(num_rows: int, *, first: int = 0) -> Catalogue:
         }
     )
     return Catalogue(Path("/city"), table)
+
+
+def save_images(path: Path, num_rows: int) -> None:
+    """Write the catalogue of all rows to an Arrow file, some at a time."""
+    with replacing(path) as temporary, catalogue_writer(temporary, generated_images(1).table.schema, {}) as writer:
+        for first in range(0, num_rows, _IMAGES_AT_ONCE):
+            writer.write_table(generated_images(min(_IMAGES_AT_ONCE, num_rows - first), first=first).table)
 
 
 def position_deg(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

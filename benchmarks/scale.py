@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.generated_city import QUERY_NOISE, GeneratedRows, generated_images, position_deg
+from benchmarks.generated_city import QUERY_NOISE, GeneratedRows, generated_images, position_deg, save_images
 from progeo.evaluation.kinds import default_kind
 from progeo.evaluation.search import Neighbors, build_index, nearest_neighbors, save_index
 from progeo.export.weights import load_encoder, save_encoder
@@ -180,7 +180,7 @@ def measured(job: Callable[..., Any], arguments: tuple[object, ...]) -> Cost:
 def write_city(city: City) -> None:
     """Write the catalogue of a city, and an encoder of its dimension, which encodes nothing here."""
     city.folder.mkdir()
-    generated_images(city.num_rows).save(city.folder / "city.arrow")
+    save_images(city.folder / "city.arrow", city.num_rows)
     encoder = build_encoder("tiny-resnet", "random", descriptor_dim=city.dim, aggregation="gem")
     save_encoder(city.folder / "encoder", encoder, provenance={}, recalls={})
 
