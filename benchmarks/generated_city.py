@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from progeo.atomic import replacing
 from progeo.places.catalogue import Catalogue, catalogue_writer
 from progeo.places.distances import EARTH_RADIUS_M
+from progeo.places.nearby import Near, haversine_m
 
 IMAGES_PER_PLACE, SPACING_M = 8, 30.0
 IMAGE_NOISE, QUERY_NOISE = 0.6, 0.8
@@ -101,6 +102,15 @@ def position_deg(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     north, east = np.divmod(rows // IMAGES_PER_PLACE, _SIDE)
     step = np.degrees(SPACING_M / EARTH_RADIUS_M)
     return _SOUTH_DEG + step * north, _WEST_DEG + step * east / np.cos(np.radians(_SOUTH_DEG))
+
+
+def rows_within(near: Near, num_rows: int) -> np.ndarray:
+    """Find the rows within a radius by comparing all rows of its latitudes, int64 (n,)."""
+    meters = np.radians(near.latitude - _SOUTH_DEG) * EARTH_RADIUS_M
+    bounds = [int((meters + side * (near.radius_m + SPACING_M)) // SPACING_M) for side in (-1, 1)]
+    first, last = (np.clip(each * _SIDE * IMAGES_PER_PLACE, 0, num_rows) for each in (bounds[0], bounds[1] + 1))
+    rows = np.arange(first, last)
+    return rows[haversine_m(*position_deg(rows), near.latitude, near.longitude) <= near.radius_m]
 
 
 def _drawn(numbers: np.ndarray, salt: int) -> np.ndarray:
