@@ -3,7 +3,7 @@
 Run `python -m benchmarks.near` for a synthetic city, and `python -m benchmarks.near --folder DATABASE_PARENT` for the
 folders `database` and `queries` of a set with positions in it, by thumbnails or `--encoder`. In the synthetic city
 descriptors change with the position, and a tenth of the distance between neighbors is noise. Time is CPU time of one
-query at a time on one thread, from a memory-mapped index.
+query at a time on one thread, from memory-mapped descriptors.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 import progeo
+from progeo.evaluation.parts import Part, Parts
 from progeo.evaluation.priors import Regions, build_regions
-from progeo.evaluation.row_search import RowSearch
-from progeo.evaluation.search import Neighbors, index_neighbors, map_index, save_index
+from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder
 from progeo.localization.confidence import calibrate, confidence_features
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -54,7 +54,8 @@ class City:
 
     database: Catalogue
     queries: Catalogue
-    index: faiss.Index
+    parts: Parts
+    """Descriptors of the database, memory-mapped."""
     vectors: np.ndarray
     """Descriptors of the queries, (Q, D)."""
 
@@ -70,12 +71,12 @@ def main() -> None:
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        file = Path(name) / "index.faiss"
+        file = Path(name) / "descriptors.npy"
         if options.folder is None:
             city = synthetic_city(file, rows=options.rows, dim=options.dim, num_queries=options.queries)
         else:
             city = real_city(file, options.folder, options.encoder)
-        print(f"{city.index.ntotal:,} x {city.index.d} descriptors, {len(city.queries):,} queries")
+        print(f"{len(city.parts):,} x {city.vectors.shape[1]} descriptors, {len(city.queries):,} queries")
         for line in lines(city):
             print(line, flush=True)
 
@@ -121,14 +122,14 @@ def name_of(near: OwnPosition | None, tolerance: float | None) -> str:
 
 def searched(city: City, regions: Regions | None) -> tuple[Neighbors, np.ndarray, float]:
     """Search for one query at a time; also returns the sizes of the regions and CPU milliseconds per query."""
-    search, num_queries = RowSearch(city.index), len(city.queries)
-    everything = np.arange(city.index.ntotal)
+    num_queries = len(city.queries)
+    everything = np.arange(len(city.parts))
 
     def neighbors_of(query: int) -> Neighbors:
         vector = city.vectors[query : query + 1]
         if regions is None:
-            return index_neighbors(city.index, vector, COUNT)
-        return search.neighbors_among(regions.rows(query), vector, COUNT)
+            return city.parts.neighbors(vector, COUNT)
+        return city.parts.neighbors_among(regions.rows(query), vector, COUNT)
 
     neighbors_of(0)
     start = time.process_time()
@@ -179,10 +180,7 @@ def real_city(file: Path, folder: Path, encoder: str) -> City:
     vectors = [
         progeo.extract([images.path(row) for row in range(len(images))], loaded) for images in (database, queries)
     ]
-    index = faiss.IndexFlatL2(vectors[0].shape[1])
-    index.add(vectors[0])
-    save_index(index, file)
-    return City(database, queries, map_index(file, probes=1), vectors[1])
+    return City(database, queries, stored(file, vectors[0]), vectors[1])
 
 
 def synthetic_city(file: Path, *, rows: int, dim: int, num_queries: int) -> City:
@@ -210,10 +208,13 @@ def synthetic_city(file: Path, *, rows: int, dim: int, num_queries: int) -> City
         ]
         waves = np.cos(np.stack(around, axis=1) @ frequencies + phases)
         vectors.append((waves @ basis + noise * rng.normal(size=(len(north), dim))).astype(np.float32))
-    index = faiss.IndexFlatL2(dim)
-    index.add(vectors[0])
-    save_index(index, file)
-    return City(*sides, map_index(file, probes=1), vectors[1])
+    return City(*sides, stored(file, vectors[0]), vectors[1])
+
+
+def stored(file: Path, descriptors: np.ndarray) -> Parts:
+    """Store descriptors, and memory-map them."""
+    np.save(file, descriptors)
+    return Parts([Part(np.load(file, mmap_mode="r"))])
 
 
 def catalogue_of(folder: Path, latitude: np.ndarray, longitude: np.ndarray, heading: np.ndarray) -> Catalogue:

@@ -18,7 +18,7 @@ from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, cells_of_database, empty_cell_index
 from progeo.evaluation.classification import lie_in_classes
-from progeo.evaluation.kinds import default_refine, train_kind
+from progeo.evaluation.kinds import IndexKind, default_kind, default_refine, train_kind
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import save_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
@@ -51,6 +51,8 @@ from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cell_order import cell_order
 from progeo.places.geographic import check_zones, degrees_of
 
+_PROBES = 16
+"""Number of inverted lists that a search visits, unless it is chosen."""
 _Extract = Callable[[Catalogue], ShardedRows]
 
 
@@ -119,10 +121,12 @@ def build_place_index(
         if not accelerator.is_main_process:
             _written_by_all(None, rows.new, accelerator)
             return
+        kind = IndexKind(engine.name, _PROBES, 0) if engine else kind_of(options, rows.new.descriptors)
         metadata = IndexMetadata(
-            kind=options.faiss if engine is None else engine.name,
+            kind=kind.faiss,
             engine=engine,
-            probes=options.probes,
+            probes=kind.probes,
+            refine=kind.refine,
             part_rows=options.part_rows,
             encoder=descriptor_metadata(encoder),
             image_size=extractor.image_size,
@@ -263,14 +267,33 @@ def _check_options(folder: Path | None, options: IndexOptions, engine: EngineOpt
         )
     if options.faiss == CELLS and options.of != "images":
         raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
-    if engine.engine is not None and options.faiss != IndexOptions().faiss:
+    if engine.engine is not None and options.faiss is not None:
         raise ValueError(f"`faiss` is for an index without an `engine`, got {options.faiss}: leave one of them out.")
     if options.verify and options.of != "images":
         raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:
-        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
+        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss or 'null'}.")
     if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
+
+
+def kind_of(options: IndexOptions, rows: Rows) -> IndexKind:
+    """Return the kind of index that was asked for, or else the one that fits the rows, and log it if it is lossy."""
+    if options.faiss is not None:
+        return IndexKind(options.faiss, options.probes or _PROBES, options.refine or 0)
+    kind = default_kind(len(rows), rows.width)
+    kind = replace(kind, probes=options.probes or kind.probes)
+    if kind.refine:
+        kind = replace(kind, refine=options.refine or kind.refine)
+        LOGGER.info(
+            "%s rows are compressed as %s: a search visits %d lists and compares the best %d rows exactly; `faiss` "
+            "Flat compares all",
+            f"{len(rows):,}",
+            kind.faiss,
+            kind.probes,
+            kind.refine,
+        )
+    return kind
 
 
 def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | None:

@@ -21,12 +21,16 @@ class IndexOptions:
     a folder; means one per class of the images of folder, its mean descriptor."""
     query_preprocessing: Preprocessing = "hard_resize"
     """Preprocessing of the photos to localize. Takes the values of database_preprocessing."""
-    faiss: str = "Flat"
-    """faiss factory string of the descriptor index. Flat is exact; IVF1024,Flat is faster to search; OPQ32,IVF1024,PQ32
-    is faster and smaller. cells has a list for each class of classifier: a photo is compared with the images of its
-    most likely map cells only."""
-    probes: PositiveInt = 16
-    """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index or one of cells uses it."""
+    faiss: str | None = None
+    """faiss factory string of the descriptor index. Flat is exact; IVF1024,Flat is faster to search; IVF1024,RaBitQ and
+    OPQ32,IVF1024,PQ32 are faster and smaller. cells has a list for each class of classifier: a photo is compared with
+    the images of its most likely map cells only. null takes Flat below 200,000 rows, else RaBitQ in inverted lists."""
+    probes: PositiveInt | None = None
+    """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index or one of cells uses it. null is
+    64 for the index that faiss null chooses, and 16 for others."""
+    refine: PositiveInt | None = None
+    """Number of best rows of a search that are compared exactly, with float16 descriptors on disk; at least as many as
+    are returned. null takes 200 for a kind that stores codes, and none for one that stores descriptors as they are."""
     part_rows: PositiveInt = 1_000_000
     """Maximum number of rows of a part of the index; a part is written in memory for itself, and searched alone."""
     verify: bool = False

@@ -218,7 +218,7 @@ class OpenedPart:
         wanted, rows = rows_of_hashes(self.path_table, hashes)
         if not len(rows):
             return wanted, rows
-        found = self.images.table["path"].take(rows).to_pylist()
+        found = self.images.take(rows).table["path"].to_pylist()
         same = np.array(found, object) == np.array(paths.take(wanted).to_pylist(), object)
         return wanted[same], rows[same]
 

@@ -140,7 +140,10 @@ class PlaceIndex:
         """Matches photos with the images, as calibrated, or else by SIFT."""
         verification = self.metadata.verification
         if verification is not None:
-            return build_verifier(self, verification.matcher, verification.top)
+            try:
+                return build_verifier(self, verification.matcher, verification.top)
+            except ValueError as error:
+                raise ValueError(f"{self.folder} cannot be verified as its index.json says: {error}") from None
         if self.metadata.calibration is not None:
             LOGGER.warning(
                 "%s was calibrated without verification, so that verified photos have no confidence: run `progeo index "

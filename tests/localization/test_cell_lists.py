@@ -196,7 +196,7 @@ def test_an_index_refuses_other_classes(made, tmp_path, change):
         ("{made}/means --of classes --faiss cells --out x", "--faiss cells finds images .* --of images, got classes"),
         (
             "{encoder} --folder {city}/train --classifier {made}/means --out x",
-            "--classifier is for --faiss cells, got Fl",
+            "--classifier is for --faiss cells, got null",
         ),
     ],
 )

@@ -136,6 +136,16 @@ def test_an_index_that_outgrew_its_training_is_trained_again(small_encoder, tmp_
     assert contents(folder) == expected(a=20, b=50, c=50)
 
 
+def test_an_index_is_unchanged_when_compacting_it_fails(small_encoder, tmp_path, full_disk):
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=300)
+    add(open_place_index(folder), tmp_path, "b", 300)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with full_disk(), pytest.raises(SystemExit, match=r"descriptors\.npy could not be written"):
+        main(["index", "compact", str(folder)])
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert contents(folder) == expected(a=300, b=300)
+
+
 def test_a_check_finds_what_opening_does_not_read(small_encoder, tmp_path, monkeypatch, capsys):
     folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=300)
     main(["index", "check", str(folder)])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
+from progeo.localization.confidence import Verification, VerifiedCalibration
 from progeo.localization.place_index import open_place_index
 from progeo.verification.feature_file import open_feature_file, to_store, write_feature_file
 from progeo.verification.local_features import extract_local_features
@@ -349,3 +351,12 @@ def test_settings_that_cannot_be_are_refused(words, message, built, images, enco
     }[words.split()[1]]
     with pytest.raises(SystemExit, match=message):
         main([*words.split(), *map(str, files)])
+
+
+def test_a_matcher_that_does_not_exist_is_refused_with_the_index_that_names_it(built):
+    opened = open_place_index(built)
+    calibration = VerifiedCalibration(25, (0,) * 3, (1,) * 3, (0,) * 4, num_photos=30, num_correct=20, error=0.1)
+    metadata = replace(opened.metadata, verification=Verification("surf", 20, 0.5, calibration))
+    words = f"^{built} cannot be verified as its index.json says: There is no matcher 'surf': take sift or"
+    with pytest.raises(ValueError, match=words):
+        _ = replace(opened, metadata=metadata).verifier

@@ -471,3 +471,15 @@ def test_a_fingerprint_tells_where_one_path_ends_and_the_next_begins(tmp_path):
     )
     assert "".join(one.table["path"].to_pylist()) == "".join(other.table["path"].to_pylist())
     assert one.fingerprint != other.fingerprint
+
+
+def test_rows_of_a_catalogue_of_many_chunks_are_those_of_one_chunk():
+    table = pa.table(
+        {"path": pa.array([f"{row}.jpg" for row in range(400)], pa.large_string()), "east": np.arange(400.0)}
+    )
+    parts = [table.slice(0, 150), table.slice(150, 0), table.slice(150, 1), table.slice(151)]
+    chunked = Catalogue(Path(), pa.concat_tables(parts))
+    rows = np.array([399, 0, 150, 151, 149, 7, 7, 260])
+    assert chunked.table["path"].num_chunks > 2
+    assert chunked.take(rows).table.equals(table.take(rows))
+    assert chunked.take(np.empty(0, np.int64)).table.equals(table.slice(0, 0))

@@ -9,7 +9,7 @@ import utm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progeo.places.cell_order import build_cell_order, cell_order
+from progeo.places.cell_order import build_cell_order, cell_order, cell_range, reaches
 from progeo.places.nearby import HeadingRange, Near, haversine_m, looks_toward
 
 RADIUS_M = 6_371_008.8
@@ -132,3 +132,26 @@ def test_no_row_lies_within_a_radius_of_a_set_without_known_positions():
     nothing = np.full(3, np.nan)
     assert ordered(nothing, nothing).rows_within(Near(0, 0, 1e8)).tolist() == []
     assert ordered([], []).rows_within(Near(0, 0, 1e8)).tolist() == []
+
+
+@settings(deadline=None)
+@given(st.floats(-90, 90), st.floats(-180, 180), st.floats(1, 2e6), st.integers(0, 2**32))
+def test_a_circle_reaches_the_range_of_cells_of_every_position_in_it(latitude, longitude, radius_m, seed):
+    rng, near = np.random.default_rng(seed), Near(latitude, longitude, radius_m)
+    turned = rng.uniform(-2, 2, (2, 50)) * math.degrees(radius_m / RADIUS_M)
+    north = np.clip(latitude + turned[0], -90, 90)
+    east = (longitude + turned[1] + 180) % 360 - 180
+    for row in plainly_within(north, east, near):
+        one = [pa.chunked_array([pa.array(each[row : row + 1])]) for each in (north, east)]
+        assert reaches(near, cell_range(*one))
+
+
+def test_cells_far_away_are_not_reached_and_unknown_positions_have_none():
+    columns = [
+        pa.chunked_array([[37.0, 37.01, math.nan], [37.02]]),
+        pa.chunked_array([[-122.0, -122.0, 5.0], [-122.1]]),
+    ]
+    cells = cell_range(*columns)
+    assert cells == (min(cell_range(columns[0][:1], columns[1][:1])), max(cell_range(columns[0][3:], columns[1][3:])))
+    assert reaches(Near(37.015, -122.0, 600), cells) and not reaches(Near(37.03, -122.0, 600), cells)
+    assert cell_range(columns[0][2:3], columns[1][2:3]) is None
