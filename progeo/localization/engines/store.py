@@ -120,16 +120,14 @@ class EngineStore:
         oversampling: float | None,
     ) -> Neighbors:
         """Search for some queries; deeper if rows were found that are removed, or in no part of this generation."""
-        depth, others = count, set[str]()
+        depth, filters = count, [filter_of(self.collection, each) for each in among]
         while True:
-            filters = [filter_of(self.collection, each, other_than=others) for each in among]
             hits = self.collection.search(queries, filters, depth, exact=exact, oversampling=oversampling)
             found = self._neighbors(hits, depth)
             num_found = (found.rows >= 0).sum(axis=1)
             num_hits = np.array([len(each) for each in hits])
             if not ((num_found < count) & (num_hits == depth)).any() or not depth:
                 return Neighbors(found.rows[:, :count], found.distances[:, :count])
-            others |= {key for each in hits for key, _ in keys_and_rows(each)} - self._starts.keys()
             depth *= 2
 
     def _neighbors(self, hits: Sequence[Sequence[Hit]], depth: int) -> Neighbors:

@@ -50,7 +50,7 @@ class EngineWriter:
         check_owner(self.collection, self.engine, width=rows.width)
         key, step = part_key(part), batch_size(rows.width)
         stored = self._num_stored(key)
-        start = 0 if stored > len(rows) else stored // step * step
+        start = stored // step * step
         if start:
             LOGGER.info("%s of %s images are in %s already", f"{start:,}", f"{len(rows):,}", self.collection.place)
         for points in batches(key, rows, images, start=start, encoder=self.encoder):

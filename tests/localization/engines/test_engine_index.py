@@ -42,7 +42,9 @@ def plain(folders, encoder, cache, tmp_path_factory):
     return build(folders, encoder, cache, tmp_path_factory.mktemp("plain") / "index")
 
 
-@pytest.fixture(scope="module", params=["edge", ":memory:", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["edge", *(pytest.param(each, marks=pytest.mark.slow) for each in (":memory:", "server"))]
+)
 def index(request, folders, encoder, cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("engine") / "index"
     with qdrant_server() as (url, _):

@@ -62,6 +62,7 @@ CATALOGUE = Catalogue(Path("/images"), pa.concat_tables([each.table for each in 
 DESCRIPTORS = {
     name: np.random.default_rng(num).standard_normal((num, 8)).astype(np.float32) for name, num in SIZES.items()
 }
+DESCRIPTORS["second"][7] = DESCRIPTORS["first"][5] = 9.0  # far from all others
 ALL = np.concatenate(list(DESCRIPTORS.values()))
 
 
@@ -121,6 +122,11 @@ def test_an_exact_search_finds_the_rows_and_distances_of_an_exact_index(writer):
     assert found.rows.tolist() == rows.tolist()
     assert np.allclose(found.distances, distances, rtol=1e-6, atol=0)
     assert found.rows.dtype == np.int64 and found.distances.dtype == np.float32
+
+
+def test_rows_of_equal_distance_are_in_their_order(writer):
+    found = opened(writer).search(ALL[[5, 307]], 10, probes=1, refine=0)
+    assert found.rows[:, :2].tolist() == [[5, 307]] * 2
 
 
 def allowed_by(among):
