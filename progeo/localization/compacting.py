@@ -23,7 +23,6 @@ from progeo.localization.removed_rows import open_removed
 from progeo.localization.stored_files import stored_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import cell_order
-from progeo.places.geographic import degrees_of
 from progeo.verification.feature_file import JoinedFeatures
 
 _MAX_GROWTH = 4
@@ -124,7 +123,7 @@ def _kept_rows(folder: Path, metadata: IndexMetadata, parts: list[OpenedPart]) -
     kept = np.delete(np.arange(len(images)), open_removed(folder, metadata))
     order = kept
     if not metadata.holds_classes:
-        order = kept[cell_order(*degrees_of(images)[:, kept])]
+        order = kept[cell_order(*(images.table[name].take(kept) for name in ("latitude", "longitude")))]
     stored = JoinedFeatures([part.features for part in parts if part.features is not None])
     return NewRows(
         _StoredRows(Parts([Part(part.descriptors, part.index) for part in parts]), order),
