@@ -8,7 +8,8 @@ import posixpath
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -112,7 +113,7 @@ class RemotePath:
 
     @property
     def is_parallel(self) -> bool:
-        """Whether several threads may share one connection, which archives cannot: each thread would open its own."""
+        """Whether several threads may share one connection; else each would open its own, or wait for the others."""
         return self._attempt(lambda system, path: bool(system.async_impl))
 
     def is_file(self) -> bool:
@@ -130,19 +131,24 @@ class RemotePath:
             raise ValueError(f"{self.url!r} is no URL, such as s3://bucket/city.")
         return found[1], found[2], found[3]
 
-    def _opened(self) -> tuple[Any, str]:
-        """Return the file system and the path in it."""
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, str]]:
+        """Yield the file system and the path in it."""
         from fsspec.core import url_to_fs
 
         protocol, path, archive = self.parts
-        if archive:  # fsspec would read its contents again for each file
-            return _archive(f"{protocol}{archive}", os.getpid(), threading.get_ident()), path.strip("/")
-        return url_to_fs(self.url)
+        if not archive:
+            yield url_to_fs(self.url)
+            return
+        opened = _archive(f"{protocol}{archive}", os.getpid())
+        with opened.lock:
+            yield opened.system, path.strip("/")
 
     def _attempt(self, act: Callable[[Any, str], _Found]) -> _Found:
         for wait_s in (*_WAITS_S, None):
             try:
-                return act(*self._opened())
+                with self._opened() as opened:
+                    return act(*opened)
             except FileNotFoundError:
                 raise FileNotFoundError(f"There is no {self.url}.") from None
             except ImportError as error:
@@ -156,12 +162,24 @@ class RemotePath:
         raise AssertionError  # the last attempt returns or raises
 
 
-@lru_cache(_MAX_ARCHIVES)
-def _archive(url: str, process: int, thread: int) -> Any:
-    """Open an archive, once for each thread and process, since they would move the position of each other in it."""
-    from fsspec.core import url_to_fs
+class _Archive:
+    """An archive, read by one thread at a time: threads would move the position of each other in it."""
 
-    return url_to_fs(url)[0]
+    def __init__(self, url: str) -> None:
+        self.url, self.lock = url, threading.Lock()
+
+    @cached_property
+    def system(self) -> Any:
+        """The open archive; fsspec would read the list of its files again for each file."""
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(self.url)[0]
+
+
+@lru_cache(_MAX_ARCHIVES)
+def _archive(url: str, process: int) -> _Archive:
+    """Return an archive, the same in all threads of a process."""
+    return _Archive(url)
 
 
 def is_remote(text: str) -> bool:

@@ -12,12 +12,14 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.tar import TarFileSystem
 from PIL import Image
 
 from progeo import remote_files
 from progeo.data.datasets import CatalogueImages
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import build_loader, read_batches
+from progeo.files import each_file
 from progeo.places.catalogue import read_catalogue
 from progeo.places.scanning import index_catalogue
 from progeo.remote_files import RemotePath, is_remote, name_in, path_in, path_of, shared_folder
@@ -69,6 +71,18 @@ def check_scan(url, city):
 @pytest.mark.parametrize("kind", ["file", "memory", "tar"])
 def test_images_behind_a_url_are_those_of_the_folder(kind, city, memory):
     check_scan({"file": f"file://{city}", "memory": memory, "tar": as_tar(city)}[kind], city)
+
+
+def test_threads_open_an_archive_once_and_each_reads_its_own_file(city, monkeypatch):
+    folder = RemotePath(as_tar(city))
+    content = {name: (city / name).read_bytes() for name in NAMES}
+    opened = []
+    monkeypatch.setattr(TarFileSystem, "_index", lambda self, index=TarFileSystem._index: opened.append(index(self)))
+    names = NAMES * 200
+    (folder / NAMES[0]).read_bytes()
+    found = each_file(lambda name: (folder / name).read_bytes(), names, total=len(names))
+    assert list(found) == [content[name] for name in names]
+    assert len(opened) == 1
 
 
 @pytest.mark.slow
