@@ -127,6 +127,7 @@ def build_place_index(
             engine=engine,
             probes=kind.probes,
             refine=kind.refine,
+            kind_is_default=options.faiss is None and engine is None,
             part_rows=options.part_rows,
             encoder=descriptor_metadata(encoder),
             image_size=extractor.image_size,
@@ -285,15 +286,20 @@ def kind_of(options: IndexOptions, rows: Rows) -> IndexKind:
     kind = replace(kind, probes=options.probes or kind.probes)
     if kind.refine:
         kind = replace(kind, refine=options.refine or kind.refine)
-        LOGGER.info(
-            "%s rows are compressed as %s: a search visits %d lists and compares the best %d rows exactly; `faiss` "
-            "Flat compares all",
-            f"{len(rows):,}",
-            kind.faiss,
-            kind.probes,
-            kind.refine,
-        )
+        log_compressed(kind, len(rows))
     return kind
+
+
+def log_compressed(kind: IndexKind, num_rows: int) -> None:
+    """Log how the rows of an index are compressed by default."""
+    LOGGER.info(
+        "%s rows are compressed as %s: a search visits %d lists and compares the best %d rows exactly; `faiss` Flat "
+        "compares all",
+        f"{num_rows:,}",
+        kind.faiss,
+        kind.probes,
+        kind.refine,
+    )
 
 
 def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | None:
