@@ -24,13 +24,20 @@ IS_ABSOLUTE = r"^(/|([a-z0-9]+::)*[a-z][a-z0-9+.-]+://)"
 _URL = re.compile(r"((?:[a-z0-9]+::)*[a-z][a-z0-9+.-]+://)(.*?)((?:::.*)?)", re.DOTALL)
 """Protocol, with caches before it, then path, then the archive that the path lies in."""
 _QUOTED = ("http://", "https://")
-_PASSWORD = re.compile("(?:https?|ftps?|sftp|ssh|smb|webdav)://[^/@]*:[^/@]*@")
+_PROTOCOLS = frozenset(
+    "abfs abfss adl az file ftp gcs gs hdfs hf http https local memory oss s3 s3a sftp simplecache ssh tar webhdfs "
+    "zip".split()
+)
+"""Protocols of files and archives. Others that fsspec knows may run what a file says, as `reference` its templates."""
+_PASSWORD = re.compile("(?:https?|ftp|sftp|ssh|(?:web)?hdfs)://[^/@]*:[^/@]*@")
 _WAITS_S = (0.5, 2.0)
 """Seconds before each further attempt to reach a file."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 """Names of the modification time among the details that file systems give of a file."""
 _MAX_ARCHIVES = 64
 """Number of archives that are kept open."""
+_MAX_MEMBER_BYTES = 2**30
+"""Maximum size of a file in an archive, which may hold it compressed to a thousandth."""
 _Found = TypeVar("_Found")
 
 
@@ -48,7 +55,7 @@ class RemotePath:
     """A file or folder behind a URL, with the methods of `pathlib.Path` that images need.
 
     Its methods raise `FileNotFoundError` if there is no such file, other `OSError`s after three attempts to reach it,
-    and `ValueError` if no installed package opens such URLs.
+    and `ValueError` if no installed package opens such URLs. A URL that is refused is a `ValueError` when it is made.
     """
 
     url: str
@@ -59,13 +66,19 @@ class RemotePath:
                 "A URL of images must not hold a password, as it is stored in catalogues: give it by the environment "
                 "or the configuration files of fsspec."
             )
+        for link in self.url.split("::"):
+            protocol, is_url, _ = link.partition("://")
+            if protocol not in _PROTOCOLS and (is_url or not re.search("[/.]", link)):  # else a local archive
+                raise ValueError(f"{self.url}: {protocol} is none of the protocols {', '.join(sorted(_PROTOCOLS))}.")
 
     def __str__(self) -> str:
         return self.url
 
     def __truediv__(self, name: str) -> "RemotePath":
         before, quoted, after = self.around
-        return RemotePath(f"{before}{quoted(name)}{after}") if name not in ("", ".") else self
+        if "::" in (inner := quoted(name)):
+            raise ValueError(f"{self.url} holds {name!r}, which no URL can name: :: ends a path.")
+        return RemotePath(f"{before}{inner}{after}") if name not in ("", ".") else self
 
     @cached_property
     def around(self) -> tuple[str, Callable[[str], str], str]:
@@ -90,7 +103,9 @@ class RemotePath:
         return self
 
     def read_bytes(self) -> bytes:
-        """Read the content of the file."""
+        """Read the content of the file; one in an archive may have a GiB at most."""
+        if self.parts[2] and (size := self.stat().st_size) > _MAX_MEMBER_BYTES:
+            raise OSError(f"{self.url} has {size:,} bytes, and a file in an archive at most {_MAX_MEMBER_BYTES:,}.")
         return self._attempt(lambda system, path: system.cat_file(path))
 
     def stat(self) -> RemoteStatus:
@@ -108,8 +123,9 @@ class RemotePath:
         details = system.ls(path, detail=True)
         system.invalidate_cache(path)  # or a city of millions would stay in memory
         names = [(each["name"].rstrip("/").removeprefix(inside), each["type"] == "directory") for each in details]
-        unquoted = str if self.around[1] is str else unquote
-        return [(unquoted(name), is_folder) for name, is_folder in names if name and "/" not in name]
+        if self.around[1] is not str:
+            names = [(unquote(name), is_folder) for name, is_folder in names]
+        return [(name, is_folder) for name, is_folder in names if name and "/" not in name]
 
     @property
     def is_parallel(self) -> bool:
@@ -154,8 +170,6 @@ class RemotePath:
             except ImportError as error:
                 raise ValueError(f"{self.url}: {first_line(error)}: pip install 'progeo[remote]'.") from None
             except Exception as error:  # each file system has kinds of its own
-                if isinstance(error, ValueError) and "rotocol" in str(error):
-                    raise ValueError(f"{self.url}: {first_line(error)}. Use for example s3://bucket/city.") from None
                 if wait_s is None or isinstance(error, PermissionError):
                     raise OSError(f"{self.url} cannot be reached: {first_line(error, type(error).__name__)}.") from None
             time.sleep(wait_s)

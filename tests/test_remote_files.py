@@ -2,6 +2,7 @@
 
 import pickle
 import tarfile
+import zipfile
 from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import build_loader, read_batches
 from progeo.files import each_file
 from progeo.places.catalogue import read_catalogue
+from progeo.places.paths import find_paths
 from progeo.places.scanning import index_catalogue
 from progeo.remote_files import RemotePath, is_remote, name_in, path_in, path_of, shared_folder
 
@@ -152,7 +154,16 @@ def test_the_folder_that_holds_all_folders(folders, root, names):
     [
         (lambda: RemotePath("memory://progeo_test/none.jpg").read_bytes(), FileNotFoundError, "There is no memory://"),
         (lambda: read_image(RemotePath("memory://progeo_test/none.jpg")), FileNotFoundError, "There is no memory://"),
-        (lambda: RemotePath("nowhere://a/b").stat(), ValueError, "nowhere://a/b: Protocol not known: nowhere"),
+        (
+            lambda: RemotePath("nowhere://a/b").stat(),
+            ValueError,
+            "nowhere://a/b: nowhere is none of the protocols abfs,",
+        ),
+        (
+            lambda: RemotePath("memory://progeo_test") / "a::b.jpg",
+            ValueError,
+            "holds 'a::b.jpg', which no URL can name",
+        ),
         (lambda: RemotePath("ftp://me:secret@host/a"), ValueError, "must not hold a password"),
         (lambda: index_catalogue(RemotePath("memory://progeo_test/none")), FileNotFoundError, "There is no memory://"),
     ],
@@ -170,6 +181,23 @@ def test_an_image_that_cannot_be_decoded_is_named_by_its_url(memory):
         read_image(RemotePath(f"{memory}/bad.jpg"))
 
 
+def test_names_that_no_url_can_hold_are_skipped(memory, caplog):
+    fsspec.filesystem("memory").pipe_file("/progeo_test/city/a::b@.jpg", b"")
+    (names,) = find_paths(RemotePath(memory)).batches
+    assert names.to_pylist() == NAMES
+    assert "1 names with ::, which no URL can hold, are skipped, such as a::b@.jpg" in caplog.text
+
+
+def test_a_file_of_an_archive_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "city.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(2001))
+        archive.writestr("image.jpg", bytes(2000))
+    monkeypatch.setattr(remote_files, "_MAX_MEMBER_BYTES", 2000)
+    assert len(RemotePath(f"zip://image.jpg::file://{tmp_path}/city.zip").read_bytes()) == 2000
+    with pytest.raises(OSError, match=r"city\.zip has 2,001 bytes, and a file in an archive at most 2,000"):
+        read_image(RemotePath(f"zip://bomb.jpg::file://{tmp_path}/city.zip"))
+
+
 def test_a_failed_request_is_repeated_a_few_times(memory, monkeypatch):
     class Failing(fsspec.get_filesystem_class("memory")):
         protocol, cachable, left = "failing", False, 0
@@ -181,6 +209,7 @@ def test_a_failed_request_is_repeated_a_few_times(memory, monkeypatch):
             return b"content"
 
     fsspec.register_implementation("failing", Failing, clobber=True)
+    monkeypatch.setattr(remote_files, "_PROTOCOLS", frozenset(["failing"]))
     monkeypatch.setattr(remote_files, "_WAITS_S", (0.0, 0.0))
     Failing.left = 2
     assert RemotePath("failing://a").read_bytes() == b"content"

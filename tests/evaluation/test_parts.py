@@ -28,7 +28,7 @@ def parts_of(rows, cuts, *, kind="Flat", removed=(), dtype=np.float16):
     for start, stop in zip((0, *cuts), (*cuts, len(rows)), strict=True):
         index = None
         if trained is not None:
-            index = faiss.clone_index(trained)
+            index = faiss.deserialize_index(faiss.serialize_index(trained))
             add_rows(index, values[start:stop].astype(np.float32))
         here = removed[(removed >= start) & (removed < stop)] - start
         parts.append(Part(values[start:stop].astype(dtype), index, here))
