@@ -3,9 +3,10 @@
 import os
 import signal
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +55,11 @@ def connected(address: str | None) -> Iterator[None]:
         ) from None
     with suppress(ValueError):  # outside of the main thread
         signal.signal(signal.SIGTERM, terminated)  # Ray has put its own handler in place of it
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints there which machines are lost, among the results of a command
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def cores_per_worker(most: int) -> int:
@@ -150,6 +152,8 @@ class _Pool:
     """Calls to be made again."""
     failures: int = 0
     """Workers in turn that could not be started."""
+    reason: str = ""
+    """Why the last of them could not."""
 
     def run(self, calls: Iterator[_Call]) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """Yield the arguments and the result of each call."""
@@ -165,7 +169,7 @@ class _Pool:
             else:
                 if call is not None:
                     self._start_workers()
-                done, _ = ray.wait([*self.calls, *self.starting], timeout=_LOOK_S)
+                done, _ = ray.wait([*self.starting, *self.calls], timeout=_LOOK_S)
                 for reference in done:
                     if reference in self.starting:
                         self._see_start(reference)
@@ -186,11 +190,15 @@ class _Pool:
         """Start workers until the machines are full and one waits for a machine to join, or to be started for it."""
         import ray
 
+        if self.failures >= _MAX_LOSSES:
+            if not self.workers:
+                raise ValueError(f"No worker of the Ray cluster could be started: {self.reason}")
+            return
         found = ray.cluster_resources()
         room = found.get("CPU", 0) // self.num_cores
         if self.num_gpus:
             room = min(room, found.get("GPU", 0) // self.num_gpus)
-        while len(self.workers) + len(self.starting) < min(room + 1, self.max_workers) and self.failures < _MAX_LOSSES:
+        while len(self.workers) + len(self.starting) < min(room + 1, self.max_workers):
             options = {"num_cpus": self.num_cores, "num_gpus": self.num_gpus, "max_restarts": 0, "max_task_retries": 0}
             worker: Any = ray.remote(_Worker).options(**options).remote(*self.made_of)
             self.starting[worker.start.remote()] = worker
@@ -203,9 +211,8 @@ class _Pool:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             self.failures += 1
-            if self.failures >= _MAX_LOSSES and not self.workers:
-                reason = str(error).strip().splitlines()[-1]
-                raise ValueError(f"No worker of the Ray cluster could be started: {reason}") from None
+            self.reason = str(error).strip().splitlines()[-1]
+            LOGGER.warning("a worker of the cluster could not be started: %s", self.reason)
         else:
             self.failures = 0
             self.workers[worker] = 0
