@@ -21,6 +21,8 @@ _LONGEST_S = 10.0
 """Longest time that a cluster may take to answer."""
 _LOOK_S = 2.0
 """Longest time between two looks at which machines there are."""
+_PATIENT_LOOKS = 15
+"""Number of looks without any worker until that is said."""
 
 
 @contextmanager
@@ -154,6 +156,8 @@ class _Pool:
     """Workers in turn that could not be started."""
     reason: str = ""
     """Why the last of them could not."""
+    looks: int = 0
+    """Looks at the machines while no worker had started."""
 
     def run(self, calls: Iterator[_Call]) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """Yield the arguments and the result of each call."""
@@ -170,6 +174,7 @@ class _Pool:
                 if call is not None:
                     self._start_workers()
                 done, _ = ray.wait([*self.starting, *self.calls], timeout=_LOOK_S)
+                self._count_look()
                 for reference in done:
                     if reference in self.starting:
                         self._see_start(reference)
@@ -185,6 +190,13 @@ class _Pool:
 
         for worker in (*self.workers, *self.starting.values()):
             ray.kill(worker)
+
+    def _count_look(self) -> None:
+        self.looks += not self.workers
+        if self.looks == _PATIENT_LOOKS and not self.workers:
+            LOGGER.warning(
+                "no machine of the Ray cluster has had room for a worker with %d cores: waiting for one", self.num_cores
+            )
 
     def _start_workers(self) -> None:
         """Start workers until the machines are full and one waits for a machine to join, or to be started for it."""

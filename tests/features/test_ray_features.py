@@ -188,6 +188,16 @@ def test_that_machines_which_joined_start_no_workers_is_said_once_the_others_are
         list(found)
 
 
+def test_a_cluster_that_has_no_room_is_said_and_waited_for(cluster, caplog, monkeypatch):
+    monkeypatch.setattr("progeo.engine.cluster._PATIENT_LOOKS", 1)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(list, run_on_cluster(failing, "started", calls=iter([(1,)]), num_calls=1, num_cores=3))
+        while "has had room for a worker with 3 cores" not in caplog.text and not found.done():
+            time.sleep(0.01)
+        cluster.add_node(num_cpus=3)
+        assert [call for call, _ in found.result()] == [(1,)]
+
+
 def test_every_machine_has_room_for_a_worker_for_each_of_its_gpus(cluster):
     cluster.add_node(num_cpus=8)
     assert cores_per_worker(16) == 8
