@@ -30,11 +30,17 @@ def see_files(catalogue: Catalogue) -> np.ndarray:
 
     Raises:
         OSError: the images are behind a URL that cannot be reached.
+        FileNotFoundError: there is none of these images, as where a disk is not mounted.
     """
     rows = rows_looked_at(len(catalogue))
     _check_reachable(catalogue)
     seen = np.zeros(len(rows), SEEN)
     seen["size"], seen["changed_ns"] = _sizes_and_times(catalogue, rows)
+    if (seen["size"] < 0).all():
+        raise FileNotFoundError(
+            f"None of the {len(rows)} images of {catalogue.folder} that were looked for is there, such as "
+            f"{catalogue.name(0)}: is its disk mounted?"
+        )
     read = _evenly_spaced(len(rows), MAX_READ)
     seen["digest"][read] = _digests(catalogue, rows[read])
     return seen

@@ -133,3 +133,11 @@ def test_images_behind_urls_of_which_none_can_be_reached_have_not_changed(catalo
     with pytest.raises(OSError, match=r"^http://127.0.0.1:1/@11@0@.jpg cannot be reached: .*Connect call failed"):
         see_files(build_catalogue(catalogue.folder, gone))
     assert see_files(build_catalogue(catalogue.folder, [*gone[:11], NAMES[11]]))["size"].tolist() == [-1] * 5 + [8]
+
+
+def test_images_of_which_none_is_there_have_not_changed(catalogue):
+    for row in range(12):
+        (catalogue.folder / NAMES[row]).unlink()
+    sentence = rf"^None of the 6 images of {catalogue.folder} that were looked for is there, such as @0@0@.jpg: is its"
+    with pytest.raises(FileNotFoundError, match=sentence):
+        see_files(catalogue)
