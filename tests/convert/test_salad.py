@@ -112,8 +112,7 @@ def test_salad_gives_the_published_descriptors_at_every_size_from_a_checkpoint_o
     assert "need them: epoch, hyper_parameters, backbone.model.mask_token, aggregator.dust_bin\n" in log
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", [True, False])
+@pytest.mark.parametrize("model", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_megaloc_gives_the_published_descriptors_from_files_of_each_release(model, salad, tmp_path):
     megaloc = Published("small", clusters=8, cluster_dim=16, dim=40, model=model)
     megaloc.parts[0].load_state_dict(salad.parts[0].state_dict())
