@@ -34,6 +34,8 @@ _WAITS_S = (0.5, 2.0)
 """Seconds before each further attempt to reach a file."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 """Names of the modification time among the details that file systems give of a file."""
+_REFUSALS = (401, 403, 404, 410)
+"""Answers of a web server, of which trying again gives no other."""
 _MAX_ARCHIVES = 64
 """Number of archives that are kept open."""
 _MAX_MEMBER_BYTES = 2**30
@@ -110,7 +112,7 @@ class RemotePath:
 
     def stat(self) -> RemoteStatus:
         """Ask for the size and the modification time of the file."""
-        details = self._attempt(lambda system, path: system.info(path))
+        details = self._attempt(_details)
         changed = next((details[name] for name in _TIMES if details.get(name)), 0)
         return RemoteStatus(int(details.get("size") or 0), _nanoseconds(changed))
 
@@ -135,7 +137,7 @@ class RemotePath:
     def is_file(self) -> bool:
         """Return whether there is such a file."""
         try:
-            return self._attempt(lambda system, path: system.info(path))["type"] == "file"
+            return self._attempt(_details)["type"] == "file"
         except FileNotFoundError:
             return False
 
@@ -174,6 +176,17 @@ class RemotePath:
                     raise OSError(f"{self.url} cannot be reached: {first_line(error, type(error).__name__)}.") from None
             time.sleep(wait_s)
         raise AssertionError  # the last attempt returns or raises
+
+
+def _details(system: Any, path: str) -> dict[str, Any]:
+    """Ask for the details of a file; what fsspec takes for a missing file where a web server failed is an error."""
+    try:
+        return system.info(path)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if "http" in system.protocol and isinstance(cause, Exception) and getattr(cause, "status", 0) not in _REFUSALS:
+            raise cause from None
+        raise
 
 
 class _Archive:

@@ -3,6 +3,7 @@
 import pickle
 import tarfile
 import zipfile
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -87,20 +88,48 @@ def test_threads_open_an_archive_once_and_each_reads_its_own_file(city, monkeypa
     assert len(opened) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_images_of_a_web_server_are_those_of_the_folder(kind, city):
-    as_tar(city)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(city.parent)))
+@contextmanager
+def web_server(folder, handler=SimpleHTTPRequestHandler):
+    """A web server of a folder, by its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        root = f"http://127.0.0.1:{server.server_port}"
-        check_scan({"folder": f"{root}/city", "tar": f"tar://streets::{root}/city.tar"}[kind], city)
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_of_a_web_server_are_those_of_the_folder(kind, city):
+    as_tar(city)
+    with web_server(city.parent) as root:
+        check_scan({"folder": f"{root}/city", "tar": f"tar://streets::{root}/city.tar"}[kind], city)
+
+
+@pytest.mark.slow
+def test_a_file_of_a_web_server_that_fails_is_not_missing(city, monkeypatch):
+    monkeypatch.setattr(remote_files, "_WAITS_S", (0.0, 0.0))
+    failures = []
+
+    class Failing(SimpleHTTPRequestHandler):
+        def send_head(self):
+            if not failures:
+                return super().send_head()
+            self.send_error(failures.pop())
+            return None
+
+    with web_server(city, Failing) as root:
+        path = RemotePath(root) / NAMES[0]
+        failures += [503] * 4  # two requests of two attempts
+        assert path.stat().st_size == (city / NAMES[0]).stat().st_size
+        failures += [503] * 6
+        with pytest.raises(OSError, match=r"cannot be reached: 503"):
+            path.is_file()
+        assert not (RemotePath(root) / "gone.jpg").is_file()
 
 
 @pytest.mark.parametrize(
