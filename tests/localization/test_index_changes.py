@@ -8,15 +8,18 @@ from itertools import count
 import numpy as np
 import pytest
 from running import killed_at, run_on_two_processes
-from small_indexes import add, contents, expected, images, small_index
+from small_indexes import add, contents, expected, images, small_index, stored
 
 from progeo.cli import main
+from progeo.localization.adding import add_images
 from progeo.localization.checking import check_place_index
 from progeo.localization.compacting import compact_place_index
 from progeo.localization.index_folder import finish_update, read_metadata
-from progeo.localization.place_index import open_place_index
+from progeo.localization.place_index import located_images, open_place_index
 from progeo.localization.removing import in_folder, near_position, remove_from_place_index
+from progeo.places.catalogue import Catalogue
 from progeo.places.nearby import Near
+from progeo.remote_files import RemotePath
 
 
 def without(names, **counts):
@@ -54,6 +57,25 @@ def test_images_of_a_folder_are_removed_whether_or_not_it_exists(folder, tmp_pat
     with pytest.raises(ValueError, match=r"These are all images of .*: remove the folder itself"):
         remove_from_place_index(folder, in_folder(tmp_path.parent))
     assert contents(folder) == expected(a=3, b=2)
+
+
+@pytest.mark.parametrize("way", ["URL", "catalogue", "list"])
+def test_images_behind_a_url_are_removed(way, folder, tmp_path):
+    root = RemotePath("tar://streets::s3://bucket/city.tar")
+    table, values = images("b", 2)
+    there = Catalogue(root, table)
+    add_images(open_place_index(folder), located_images(there), stored(tmp_path / "rows_b", values))
+    there.save(tmp_path / "there.arrow", {"root": str(root)})
+    (tmp_path / "list.txt").write_text("\n".join(there.full_paths().to_pylist()), encoding="utf-8")
+    option = {
+        "URL": f"--folder={root}",
+        "catalogue": f"--folder={tmp_path}/there",
+        "list": f"--paths={tmp_path}/list.txt",
+    }
+    main(["index", "remove", str(folder), option[way]])
+    assert read_metadata(folder).images == 3
+    with pytest.raises(ValueError, match="has none of these images"):
+        remove_from_place_index(folder, in_folder(RemotePath("tar://streets::s3://bucket/other.tar")))
 
 
 def test_a_removed_image_can_be_added_again(folder, tmp_path):
