@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from progeo.places.catalogue import Catalogue
+from progeo.atomic import replacing
+from progeo.places.catalogue import Catalogue, catalogue_writer
 from progeo.places.distances import EARTH_RADIUS_M
+from progeo.places.nearby import Near, haversine_m
 
 IMAGES_PER_PLACE, SPACING_M = 8, 30.0
 IMAGE_NOISE, QUERY_NOISE = 0.6, 0.8
@@ -19,7 +21,7 @@ _LATENT_DIM, _NUM_TABLE = 32, 2**14
 _SOUTH_DEG, _WEST_DEG = 37.5, -122.6
 _SIDE = 1024
 """Number of places from west to east."""
-_ROWS_AT_ONCE = 2**15
+_ROWS_AT_ONCE, _IMAGES_AT_ONCE = 2**15, 2**20
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,27 @@ def generated_images(num_rows: int, *, first: int = 0) -> Catalogue:
     return Catalogue(Path("/city"), table)
 
 
+def save_images(path: Path, num_rows: int) -> None:
+    """Write the catalogue of all rows to an Arrow file, some at a time."""
+    with replacing(path) as temporary, catalogue_writer(temporary, generated_images(1).table.schema, {}) as writer:
+        for first in range(0, num_rows, _IMAGES_AT_ONCE):
+            writer.write_table(generated_images(min(_IMAGES_AT_ONCE, num_rows - first), first=first).table)
+
+
 def position_deg(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return latitude and longitude of the places of rows, (n,) each."""
     north, east = np.divmod(rows // IMAGES_PER_PLACE, _SIDE)
     step = np.degrees(SPACING_M / EARTH_RADIUS_M)
     return _SOUTH_DEG + step * north, _WEST_DEG + step * east / np.cos(np.radians(_SOUTH_DEG))
+
+
+def rows_within(near: Near, num_rows: int) -> np.ndarray:
+    """Find the rows within a radius by comparing all rows of its latitudes, int64 (n,)."""
+    meters = np.radians(near.latitude - _SOUTH_DEG) * EARTH_RADIUS_M
+    bounds = [int((meters + side * (near.radius_m + SPACING_M)) // SPACING_M) for side in (-1, 1)]
+    first, last = (np.clip(each * _SIDE * IMAGES_PER_PLACE, 0, num_rows) for each in (bounds[0], bounds[1] + 1))
+    rows = np.arange(first, last)
+    return rows[haversine_m(*position_deg(rows), near.latitude, near.longitude) <= near.radius_m]
 
 
 def _drawn(numbers: np.ndarray, salt: int) -> np.ndarray:

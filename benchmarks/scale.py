@@ -20,7 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.generated_city import QUERY_NOISE, GeneratedRows, generated_images, position_deg
+from benchmarks.generated_city import (
+    QUERY_NOISE,
+    GeneratedRows,
+    generated_images,
+    position_deg,
+    rows_within,
+    save_images,
+)
 from progeo.evaluation.kinds import default_kind
 from progeo.evaluation.search import Neighbors, build_index, nearest_neighbors, save_index
 from progeo.export.weights import load_encoder, save_encoder
@@ -34,7 +41,7 @@ from progeo.localization.place_index import PlaceIndex, open_index
 from progeo.localization.restriction import Restriction
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import open_catalogue
-from progeo.places.nearby import Near, haversine_m
+from progeo.places.nearby import Near
 
 COUNT, RADIUS_M = 10, 500.0
 NUM_ADDED = 10_000
@@ -180,7 +187,7 @@ def measured(job: Callable[..., Any], arguments: tuple[object, ...]) -> Cost:
 def write_city(city: City) -> None:
     """Write the catalogue of a city, and an encoder of its dimension, which encodes nothing here."""
     city.folder.mkdir()
-    generated_images(city.num_rows).save(city.folder / "city.arrow")
+    save_images(city.folder / "city.arrow", city.num_rows)
     encoder = build_encoder("tiny-resnet", "random", descriptor_dim=city.dim, aggregation="gem")
     save_encoder(city.folder / "encoder", encoder, provenance={}, recalls={})
 
@@ -189,10 +196,9 @@ def search_exactly(city: City) -> tuple[np.ndarray, np.ndarray]:
     """Search all rows, and all within the radius, exactly: rows of the catalogue, int64 (Q, K) each."""
     queries = city.queries
     found = nearest_neighbors(city.rows.parts(), queries, COUNT).rows
-    latitude, longitude = position_deg(np.arange(city.num_rows))
     near = []
-    for query, (north, east) in zip(queries, positions(city), strict=True):
-        within = np.flatnonzero(haversine_m(latitude, longitude, north, east) <= RADIUS_M)
+    for query, position in zip(queries, positions(city), strict=True):
+        within = rows_within(Near(*position, RADIUS_M), city.num_rows)
         nearest = nearest_neighbors([city.rows.take(within)], query[None], COUNT)
         near.append(within[nearest.rows[0]])
     return found, np.stack(near)

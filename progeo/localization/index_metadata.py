@@ -46,7 +46,7 @@ class PartMetadata:
     name: _PartName
     """Name of its folder."""
     id: _PartId
-    """Identifier of its rows: the same for the same encoder and images."""
+    """Identifier of its rows: the same for the same encoder and images, and for the same descriptors in an engine."""
     rows: _Positive
     zones: tuple[_Zone, ...]
     """UTM zones of the images with a known position; 0 for those without a zone."""
@@ -95,6 +95,8 @@ class IndexMetadata:
     num_removed: _Natural = 0
     refine: _Natural = 0
     """Number of best rows of a compressed index that are compared exactly."""
+    kind_is_default: bool = False
+    """Whether the number of rows decided the kind, which `compact` then chooses again."""
     part_rows: _Positive = 1_000_000
     """Maximum number of rows of a part."""
     stores_features: bool = False

@@ -67,7 +67,7 @@ class DescriptorWriter(Protocol):
         """Store the rows of a part, before a generation names it; a second time after a command that was killed.
 
         Args:
-            part: identifier of the part: the same for the same encoder and images.
+            part: identifier of the part: the same for the same encoder, images and descriptors.
             rows: descriptors (n, D), which may be larger than memory.
             images: the n images, as `index_images` returns them.
         """

@@ -11,24 +11,20 @@ _MARGIN_M = 1e-6
 """Engines take points nearer than the radius, and a restriction those at it, too."""
 
 
-def filter_of(
-    collection: Collection, among: Restriction, *, parts: Several[str] = (), other_than: Several[str] = ()
-) -> Any:
+def filter_of(collection: Collection, among: Restriction, *, parts: Several[str] = ()) -> Any:
     """Return the filter of points that a restriction allows; None if it allows all.
 
     Engines compute distances as `haversine_m` does, on a sphere of the same radius.
 
     Args:
         parts: keys of the only parts whose points are allowed; empty for all.
-        other_than: keys of parts whose points are not allowed.
     """
     must = [] if among.near is None else [_near(collection, among.near)]
     if among.heading is not None and among.heading.tolerance_deg < 180:
         must.append(_heading(collection, among.heading))
     if parts:
         must.append(_of_parts(collection, parts))
-    must_not = [_of_parts(collection, other_than)] if other_than else []
-    return collection.types.Filter(must=must, must_not=must_not) if must or must_not else None
+    return collection.types.Filter(must=must) if must else None
 
 
 def _near(collection: Collection, near: Near) -> Any:
