@@ -80,7 +80,7 @@ def engine_of(url, folder, **options):
 def part(name, rows, **known):
     known = {"num_degrees": rows, "num_headings": rows} | known
     identifier = name.encode().hex().ljust(32, "0")
-    return PartMetadata("part_00000", identifier, rows, zones=(), num_positions=0, cells=None, files={}, **known)
+    return PartMetadata("part_00000", identifier, rows, zones=(), cells=None, files={}, **known)
 
 
 PARTS = {name: part(name, rows) for name, rows in SIZES.items()}
