@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Protocol
+from typing import Literal, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
 
 from progeo.atomic import replacing
 
@@ -36,11 +37,18 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     """
     try:
         values = np.load(path, mmap_mode="r")  # a header that claims more than the file holds takes no memory
-        if not isinstance(values, np.ndarray):
+        if not isinstance(values, np.memmap):
             raise ValueError("it is an archive, not an array")
-        return values if mapped else np.array(values)
+        return _without_descriptor(path, values) if mapped else np.array(values)
     except _NUMPY_ERRORS as error:
         raise ValueError(f"{path} is corrupt ({error})") from None
+
+
+def _without_descriptor(path: Path, values: np.memmap) -> np.ndarray:
+    """Map a file anew as Arrow does, which holds no file descriptor, of which a process has few, unlike numpy."""
+    order: Literal["F", "C"] = "C" if values.flags.c_contiguous else "F"
+    buffer = pa.memory_map(str(path)).read_buffer()
+    return np.frombuffer(buffer, values.dtype, values.size, values.offset).reshape(values.shape, order=order)
 
 
 class Rows(Protocol):

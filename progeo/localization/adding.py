@@ -76,15 +76,19 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
         new = descriptors.without(known)
         if not len(new):
             return
-        if _added(index, images.without(new.missing), new):
-            remove_unused_data(index.folder)
-            if (writer := engine_writer(index.folder, index.metadata)) is not None:
-                writer.tidy(index.folder)
-            return
+        try:
+            if _added(index, images.without(new.missing), new):
+                break
+        except (OSError, ValueError):  # if another command replaced the files, it can succeed with those of now
+            if read_metadata(index.folder) == index.metadata:
+                raise
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
         before, index = index, open_place_index(index.folder, index.processor)
         if not _agree(index.metadata, before.metadata, _DESCRIPTORS_DEPEND_ON):
             raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
+    remove_unused_data(index.folder)
+    if (writer := engine_writer(index.folder, index.metadata)) is not None:
+        writer.tidy(index.folder)
 
 
 def _added(index: PlaceIndex, images: Catalogue, descriptors: Rows) -> bool:

@@ -49,7 +49,7 @@ from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cell_order import cell_order
-from progeo.places.geographic import check_zones, degrees_of
+from progeo.places.geographic import check_zones
 
 _PROBES = 16
 """Number of inverted lists that a search visits, unless it is chosen."""
@@ -127,6 +127,7 @@ def build_place_index(
             engine=engine,
             probes=kind.probes,
             refine=kind.refine,
+            kind_is_default=options.faiss is None and engine is None,
             part_rows=options.part_rows,
             encoder=descriptor_metadata(encoder),
             image_size=extractor.image_size,
@@ -285,15 +286,20 @@ def kind_of(options: IndexOptions, rows: Rows) -> IndexKind:
     kind = replace(kind, probes=options.probes or kind.probes)
     if kind.refine:
         kind = replace(kind, refine=options.refine or kind.refine)
-        LOGGER.info(
-            "%s rows are compressed as %s: a search visits %d lists and compares the best %d rows exactly; `faiss` "
-            "Flat compares all",
-            f"{len(rows):,}",
-            kind.faiss,
-            kind.probes,
-            kind.refine,
-        )
+        log_compressed(kind, len(rows))
     return kind
+
+
+def log_compressed(kind: IndexKind, num_rows: int) -> None:
+    """Log how the rows of an index are compressed by default."""
+    LOGGER.info(
+        "%s rows are compressed as %s: a search visits %d lists and compares the best %d rows exactly; `faiss` Flat "
+        "compares all",
+        f"{num_rows:,}",
+        kind.faiss,
+        kind.probes,
+        kind.refine,
+    )
 
 
 def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | None:
@@ -322,7 +328,7 @@ def rows_in_cell_order(images: Catalogue, descriptors: Rows, labels: np.ndarray 
         descriptors: (N, D).
         labels: class of each image, int64 (N,), for an index of cells.
     """
-    order = cell_order(*degrees_of(images))
+    order = cell_order(images.table["latitude"], images.table["longitude"])
 
     def images_of(first: int, last: int) -> Catalogue:
         return absolute_images(images.take(order[first:last]))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from progeo.engine.log import LOGGER
-from progeo.localization.index_folder import read_metadata
-from progeo.localization.index_metadata import CATALOGUE, FEATURES, PATHS, check_format
+from progeo.localization.index_folder import with_current
+from progeo.localization.index_metadata import CATALOGUE, FEATURES, PATHS, IndexMetadata, check_format
 from progeo.localization.part_files import OpenedPart, open_images
 from progeo.localization.path_table import hashes_of, rows_of_hashes
 from progeo.localization.place_index import open_place_index
@@ -23,14 +23,19 @@ def check_place_index(folder: Path) -> None:
         FileNotFoundError: there is no index.
         ValueError: something is wrong; the message has a line for each fault.
     """
-    check_format(read_metadata(folder), folder)
-    faults = [fault for check in _file_checks(folder) if (fault := _fault_of(check))]
+    with_current(folder, lambda metadata: _check(folder, metadata))
+
+
+def _check(folder: Path, metadata: IndexMetadata) -> None:
+    check_format(metadata, folder)
+    faults = [fault for check in _file_checks(folder, metadata) if (fault := _fault_of(check))]
     if not faults:
         opened = open_place_index(folder)
+        if opened.metadata != metadata:  # another command changed it meanwhile
+            return _check(folder, opened.metadata)
         faults = [fault for part in opened.parts for fault in _faults_of_part(part)]
     if faults:
         raise ValueError("\n".join(faults))
-    metadata = read_metadata(folder)
     size = sum(part.size for part in metadata.parts) / 1e6
     LOGGER.info(
         "%s in %d parts, %s MB, %s removed: all files are as they were written",
@@ -38,8 +43,7 @@ def check_place_index(folder: Path) -> None:
     )
 
 
-def _file_checks(folder: Path) -> Iterator[Callable[[], None]]:
-    metadata = read_metadata(folder)
+def _file_checks(folder: Path, metadata: IndexMetadata) -> Iterator[Callable[[], None]]:
     for name, stored in metadata.files.items():
         yield lambda name=name, stored=stored: check_file(folder / name, stored, folder, completely=True)  # type: ignore[misc]
     for part in metadata.parts:

@@ -10,20 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.kinds import default_refine
+from progeo.evaluation.kinds import default_kind, default_refine
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.parts import Part, Parts
 from progeo.evaluation.search import load_index, save_index
-from progeo.localization.building import part_format, save_parts, write_index
+from progeo.localization.building import log_compressed, part_format, save_parts, write_index
 from progeo.localization.former_format import FormerFiles
-from progeo.localization.index_folder import finish_update, new_file, read_metadata, remove_unused_data
+from progeo.localization.index_folder import finish_update, new_file, read_metadata, remove_unused_data, with_current
 from progeo.localization.index_metadata import EXACT, FORMAT, IndexMetadata
 from progeo.localization.part_files import NewRows, OpenedPart, open_parts
 from progeo.localization.removed_rows import open_removed
 from progeo.localization.stored_files import stored_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import cell_order
-from progeo.places.geographic import degrees_of
 from progeo.verification.feature_file import JoinedFeatures
 
 _MAX_GROWTH = 4
@@ -42,7 +41,7 @@ def compact_place_index(folder: Path) -> None:
     finish_update(folder)
     if (engine := read_metadata(folder).engine) is not None:
         raise ValueError(f"{folder} is searched by {engine.name}, which compacts what it holds itself.")
-    while not _compacted(folder, read_metadata(folder)):
+    while not with_current(folder, lambda metadata: _compacted(folder, metadata)):
         LOGGER.info("another command changed %s meanwhile: compacting what it holds now", folder)
     remove_unused_data(folder)
 
@@ -51,19 +50,36 @@ def _compacted(folder: Path, metadata: IndexMetadata) -> bool:
     """Commit an index that is compact, if it is not already; returns False if another command came first."""
     if metadata.former is not None:
         return _converted(folder, metadata, metadata.former)
-    is_outgrown = metadata.kind != CELLS and metadata.images > _MAX_GROWTH * metadata.trained_on
-    is_trained_again = is_outgrown and bool(metadata.trained_file)
+    parts = open_parts(folder, metadata)
+    fitting = _with_default_kind(metadata, parts[0].descriptors.shape[1])
+    is_outgrown = bool(metadata.trained_file) and metadata.kind != CELLS
+    is_outgrown &= metadata.images > _MAX_GROWTH * metadata.trained_on
+    is_trained_again = is_outgrown or fitting.kind != metadata.kind
     num_parts = len(part_format(folder, metadata).cuts(metadata.images))
     if not metadata.num_removed and len(metadata.parts) <= num_parts and not is_trained_again:
         LOGGER.info("%s is compact already: %d parts, no removed images", folder, len(metadata.parts))
         return True
-    rows = _kept_rows(folder, metadata, open_parts(folder, metadata))
+    rows = _kept_rows(folder, metadata, parts)
     files = {name: file for name, file in metadata.files.items() if name == metadata.trained_file}
-    compact = replace(metadata, removed_file="", num_removed=0, files=files)
-    if is_trained_again:
-        LOGGER.info("the index was trained for %s rows: it is trained again", f"{metadata.trained_on:,}")
-        return write_index(folder, compact, rows, before=metadata)
-    return save_parts(folder, compact, rows, before=metadata)
+    compact = replace(fitting, removed_file="", num_removed=0, files=files)
+    if not is_trained_again:
+        return save_parts(folder, compact, rows, before=metadata)
+    LOGGER.info("the index was trained for %s rows: it is trained again", f"{metadata.trained_on:,}")
+    return write_index(folder, replace(compact, trained_file="", files={}), rows, before=metadata)
+
+
+def _with_default_kind(metadata: IndexMetadata, width: int) -> IndexMetadata:
+    """Return metadata with the kind that fits the number of images, unless a kind was given; log it if it changes."""
+    kind = default_kind(metadata.images, width)
+    if not metadata.kind_is_default or kind.faiss == metadata.kind:
+        return metadata
+    if kind.refine:
+        log_compressed(kind, metadata.images)
+    else:
+        LOGGER.info("%s rows are few enough to be compared exactly", f"{metadata.images:,}")
+    if metadata.calibration is not None:
+        LOGGER.warning("confidence was calibrated with another kind of index: run `progeo index calibrate` again")
+    return replace(metadata, kind=kind.faiss, probes=kind.probes, refine=kind.refine)
 
 
 def _converted(folder: Path, metadata: IndexMetadata, former: FormerFiles) -> bool:
@@ -124,7 +140,7 @@ def _kept_rows(folder: Path, metadata: IndexMetadata, parts: list[OpenedPart]) -
     kept = np.delete(np.arange(len(images)), open_removed(folder, metadata))
     order = kept
     if not metadata.holds_classes:
-        order = kept[cell_order(*degrees_of(images)[:, kept])]
+        order = kept[cell_order(*(images.table[name].take(kept) for name in ("latitude", "longitude")))]
     stored = JoinedFeatures([part.features for part in parts if part.features is not None])
     return NewRows(
         _StoredRows(Parts([Part(part.descriptors, part.index) for part in parts]), order),

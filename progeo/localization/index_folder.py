@@ -8,10 +8,11 @@ copy of the newest generation.
 import itertools
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from progeo.atomic import remove_abandoned
 from progeo.disk import remove_folder, sync
@@ -19,6 +20,7 @@ from progeo.files import read_json, write_json, write_new_json
 from progeo.localization.index_metadata import IndexMetadata, read_index_metadata
 from progeo.locks import Lock, NoLocks, try_lock
 
+_Value = TypeVar("_Value")
 _METADATA = "index.json"
 _NAME = "index_{}.json"
 _GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
@@ -55,6 +57,21 @@ def read_metadata(folder: Path) -> IndexMetadata:
         return _read(_path(folder, newest))
     except FileNotFoundError:  # a newer one exists by now
         return read_metadata(folder)
+
+
+def with_current(folder: Path, use: Callable[[IndexMetadata], _Value]) -> _Value:
+    """Call a function that opens files with the metadata that name them; again if they were replaced meanwhile.
+
+    Raises:
+        OSError, ValueError: as the function, though no other command changed the index; see also `read_metadata`.
+    """
+    while True:
+        metadata = read_metadata(folder)
+        try:
+            return use(metadata)
+        except (OSError, ValueError):
+            if read_metadata(folder) == metadata:
+                raise
 
 
 def holds_uncommitted_parts(folder: Path) -> bool:
@@ -113,11 +130,13 @@ def finish_update(folder: Path) -> None:
 
 def remove_unused_data(folder: Path) -> None:
     """Remove data that no generation names: of earlier generations, and of commands that were killed."""
-    for path in sorted(folder.iterdir()):
-        if _DATA.fullmatch(path.name) and path.name not in _named(folder):
+    found = sorted(path for path in folder.iterdir() if _DATA.fullmatch(path.name))
+    named = _named(folder)
+    for path in found:
+        if path.name not in named:
             _, lock = _lock_of_data(folder, path.name)
             if lock is not None:
-                if path.name not in _named(folder):
+                if path.name not in _named(folder):  # it may be by now
                     _remove(path)
                 lock.release()
 

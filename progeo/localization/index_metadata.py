@@ -95,6 +95,8 @@ class IndexMetadata:
     num_removed: _Natural = 0
     refine: _Natural = 0
     """Number of best rows of a compressed index that are compared exactly."""
+    kind_is_default: bool = False
+    """Whether the number of rows decided the kind, which `compact` then chooses again."""
     part_rows: _Positive = 1_000_000
     """Maximum number of rows of a part."""
     stores_features: bool = False

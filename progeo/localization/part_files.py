@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 _VALUES_AT_ONCE = 2**24
-_MAX_INDEX_BYTES = 2**29
-"""Maximum memory of the faiss index of a part, 512 MiB."""
+_MAX_INDEX_BYTES = 2**28
+"""Maximum size of the faiss index of a part, 256 MiB: inverted lists take up to twice as much while they grow."""
 _ID_BYTES = 8
 
 
@@ -97,7 +97,7 @@ class PartFormat:
 
     @cached_property
     def max_rows(self) -> int:
-        """Maximum number of rows of a part, whose faiss index takes 512 MiB at most."""
+        """Maximum number of rows of a part, whose faiss index takes 256 MiB at most."""
         if self.trained is None:
             return self.part_rows
         index = load_index(self.trained)

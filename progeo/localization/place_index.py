@@ -32,7 +32,7 @@ from progeo.localization.confidence import (
 )
 from progeo.localization.engines.store import open_engine_store
 from progeo.localization.extraction import check_at_least, find_photos
-from progeo.localization.index_folder import ENCODER_FOLDER, read_metadata
+from progeo.localization.index_folder import ENCODER_FOLDER, with_current
 from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
@@ -304,13 +304,7 @@ def open_place_index(folder: Path, processor: Accelerator | Processor | None = N
         FileNotFoundError: there is no index in the folder, or one of its files is missing.
         ValueError: the index is corrupt, or its encoder is not the one that it was built with.
     """
-    metadata = read_metadata(folder)
-    try:
-        return _opened(folder, metadata, processor or choose_processor())
-    except (OSError, ValueError):
-        if read_metadata(folder) == metadata:
-            raise
-        return open_place_index(folder, processor)  # another command replaced its files meanwhile
+    return with_current(folder, lambda metadata: _opened(folder, metadata, processor or choose_processor()))
 
 
 def rows_in_index(index: PlaceIndex, images: Catalogue) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pyarrow.compute as pc
 
 from progeo.engine.log import LOGGER
 from progeo.localization.engines.writer import engine_writer
-from progeo.localization.index_folder import commit, finish_update, new_file, read_metadata, remove_unused_data
+from progeo.localization.index_folder import (
+    commit,
+    finish_update,
+    new_file,
+    read_metadata,
+    remove_unused_data,
+    with_current,
+)
 from progeo.localization.index_metadata import IndexMetadata, check_format
 from progeo.localization.part_files import OpenedPart, open_parts
 from progeo.localization.path_table import hashes_of
@@ -64,10 +72,9 @@ def remove_from_place_index(folder: Path, choice: Choice) -> None:
         ValueError: the index is of classes, no image is chosen, or all are.
     """
     finish_update(folder)
-    is_first = True
-    while not _removed(folder, read_metadata(folder), choice, is_first=is_first):
+    attempts = count()
+    while not with_current(folder, lambda current: _removed(folder, current, choice, is_first=next(attempts) == 0)):
         LOGGER.info("another command changed %s meanwhile: removing from what it holds now", folder)
-        is_first = False
     remove_unused_data(folder)
     if (writer := engine_writer(folder, read_metadata(folder))) is not None:
         writer.tidy(folder)
@@ -87,7 +94,7 @@ def _removed(folder: Path, metadata: IndexMetadata, choice: Choice, *, is_first:
         found.append(choice(part) + start)
         start += part.metadata.rows
     after = np.union1d(before, np.concatenate(found))
-    if (count := len(after) - len(before)) == 0:
+    if (num_new := len(after) - len(before)) == 0:
         if not is_first:  # they were removed, and another command committed on top of it
             return True
         raise ValueError(f"{folder} has none of these images: nothing was removed.")
@@ -97,7 +104,7 @@ def _removed(folder: Path, metadata: IndexMetadata, choice: Choice, *, is_first:
         changed = with_removed(metadata, path, after)
         if not commit(folder, metadata, changed):
             return False
-    LOGGER.info("%s images removed from %s, which has %s now", f"{count:,}", folder, changed.rows)
+    LOGGER.info("%s images removed from %s, which has %s now", f"{num_new:,}", folder, changed.rows)
     if metadata.calibration is not None:
         LOGGER.warning("confidence was calibrated with these images: run `progeo index calibrate` again")
     return True

@@ -16,7 +16,7 @@ from progeo.files import is_file
 from progeo.image_files import EXTENSIONS
 from progeo.places.paths import lines_of
 from progeo.printable import first_line
-from progeo.remote_files import RemotePath, path_in
+from progeo.remote_files import IS_ABSOLUTE, RemotePath, path_in
 
 _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**16
@@ -52,18 +52,20 @@ def listed_paths(listings: Sequence[Path], root: Path | RemotePath) -> Iterator[
     Args:
         listings: texts of paths or URLs, one a line, or as `aws s3 ls --recursive` and `gsutil ls` print them; .csv,
             .csv.gz and .parquet files of an S3 Inventory.
-        root: the folder that the images lie in. What lies elsewhere is skipped, as are hidden images.
+        root: the folder that the images lie in. What lies elsewhere is skipped, as are hidden images, and keys that
+            would be read as the path or URL of something else.
 
     Raises:
         FileNotFoundError: there is no such listing, it names no image in the folder, or the first one does not exist.
         ValueError: a listing is corrupt, or of another bucket.
     """
     num_images = num_others = 0
+    skipped = f"{_HIDDEN}|{IS_ABSOLUTE}|::" if isinstance(root, RemotePath) else _HIDDEN
     for listing in listings:
         if not listing.is_file():
             raise FileNotFoundError(f"There is no listing {listing}.")
         for names in _names(listing, root):
-            is_image = pc.and_not(pc.match_substring_regex(names, _IMAGE), pc.match_substring_regex(names, _HIDDEN))
+            is_image = pc.and_not(pc.match_substring_regex(names, _IMAGE), pc.match_substring_regex(names, skipped))
             images = names.filter(is_image)
             num_others += len(names) - len(images)
             if len(images) and not num_images and not is_file(path_in(root, images[0].as_py())):
@@ -75,7 +77,10 @@ def listed_paths(listings: Sequence[Path], root: Path | RemotePath) -> Iterator[
         named = ", ".join(map(str, listings))
         raise FileNotFoundError(f"{named} names no image ({', '.join(EXTENSIONS)}) in {root}.")
     if num_others:
-        _LOGGER.info("%s other files of the listings are skipped: hidden, or not of a format read", f"{num_others:,}")
+        _LOGGER.info(
+            "%s other files of the listings are skipped: hidden, not of a format read, or called like a path or URL",
+            f"{num_others:,}",
+        )
 
 
 def _names(listing: Path, root: Path | RemotePath) -> Iterator[pa.Array]:

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from importlib import import_module
 from itertools import count
 
 import numpy as np
@@ -104,6 +105,41 @@ def test_images_added_while_an_index_is_compacted_are_there(folder, tmp_path):
     assert contents(folder) == expected(a=3, b=3, c=2)
 
 
+@pytest.mark.parametrize("verb", ["add", "remove", "compact", "check"])
+@pytest.mark.parametrize("kind", ["Flat", "IVF2,Flat"])
+def test_files_that_another_command_replaces_meanwhile_are_no_fault(verb, kind, small_encoder, tmp_path, monkeypatch):
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=5, kind=kind)
+    add(open_place_index(folder), tmp_path, "b", 20)
+    module, function = {
+        "add": ("adding", "part_format"),
+        "remove": ("removing", "open_parts"),
+        "compact": ("compacting", "open_parts"),
+        "check": ("checking", "check_file"),
+    }[verb]
+    original, raced = getattr(import_module(f"progeo.localization.{module}"), function), []
+
+    def second_to_compact(*given, **named):
+        if not raced:
+            raced.append(True)
+            compact_place_index(folder)  # removes the parts, and the index that was trained for few rows
+        return original(*given, **named)
+
+    monkeypatch.setattr(f"progeo.localization.{module}.{function}", second_to_compact)
+    changes = {
+        "add": (lambda: add(opened, tmp_path, "c"), expected(a=5, b=20, c=2)),
+        "remove": (
+            lambda: remove_from_place_index(folder, near_position(Near(10.0, 20.0, 60))),
+            without(("a0.jpg", "b0.jpg"), a=5, b=20),
+        ),
+        "compact": (lambda: compact_place_index(folder), expected(a=5, b=20)),
+        "check": (lambda: check_place_index(folder), expected(a=5, b=20)),
+    }
+    opened = open_place_index(folder)
+    change, after = changes[verb]
+    change()
+    assert raced and contents(folder) == after
+
+
 def test_local_features_and_float16_rows_survive_compaction(small_encoder, tmp_path):
     features = [f"a{row}".encode() for row in range(40)]
     folder = small_index(
@@ -134,6 +170,31 @@ def test_an_index_that_outgrew_its_training_is_trained_again(small_encoder, tmp_
     metadata = read_metadata(folder)
     assert metadata.trained_file != before.trained_file and metadata.trained_on == 120
     assert contents(folder) == expected(a=20, b=50, c=50)
+
+
+@pytest.mark.parametrize("kind_is_default", [True, False])
+def test_the_kind_of_an_index_is_chosen_again_unless_it_was_given(
+    kind_is_default, small_encoder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("progeo.evaluation.kinds._MAX_EXACT", 60)
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=50, kind_is_default=kind_is_default)
+    add(open_place_index(folder), tmp_path, "b", 50)
+    main(["index", "compact", str(folder)])
+    said, metadata = capsys.readouterr().err, read_metadata(folder)
+    assert ("100 rows are compressed as IVF16,RaBitQ" in said) == kind_is_default
+    chosen = ("IVF16,RaBitQ", 64, 200, 100) if kind_is_default else ("Flat", 1, 0, 50)
+    assert (metadata.kind, metadata.probes, metadata.refine, metadata.trained_on) == chosen
+    assert bool(metadata.trained_file) == kind_is_default
+    if kind_is_default:
+        opened = open_place_index(folder)
+        values = opened.parts[0].descriptors.astype(np.float32)
+        assert opened.search(values).rows[:, 0].tolist() == list(range(100))
+    main(["index", "compact", str(folder)])
+    assert "is compact already: 1 parts, no removed images" in capsys.readouterr().err
+    remove_from_place_index(folder, near_position(Near(10.0, 20.0, 3000)))  # the first 27 of a and b
+    compact_place_index(folder)
+    assert (read_metadata(folder).kind, read_metadata(folder).trained_file) == ("Flat", "")
+    assert contents(folder) == without([f"{name}{row}.jpg" for name in "ab" for row in range(27)], a=50, b=50)
 
 
 def test_an_index_is_unchanged_when_compacting_it_fails(small_encoder, tmp_path, full_disk):

@@ -107,6 +107,12 @@ def test_a_listing_of_something_else_is_refused(name, content, kind, words, buck
         listed(tmp_path / name, bucket)
 
 
+def test_a_key_that_leads_elsewhere_is_skipped(bucket, tmp_path):
+    keys = [f"city/{A}", f"city/http://host/{A}", f"city//etc/{A}", f"city/a::file:///etc/{A}", f"city/../{A}"]
+    pq.write_table(pa.table({"bucket": ["bucket"] * 5, "key": keys}), tmp_path / "data.parquet")
+    assert listed(tmp_path / "data.parquet", bucket) == [A]
+
+
 def test_a_listing_makes_a_catalogue_that_a_change_of_it_does_not_touch(bucket, tmp_path):
     (tmp_path / "one.txt").write_text(f"{B}\n", encoding="utf-8")
     (tmp_path / "two.txt").write_text(f"{A}\n", encoding="utf-8")
