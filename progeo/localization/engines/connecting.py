@@ -154,7 +154,7 @@ def check_owner(collection: Collection, engine: EngineMetadata, *, width: int | 
 
 def _kind(url: str) -> _Kind:
     scheme = MEMORY if url == MEMORY else _scheme(url)
-    if scheme not in _KINDS:
+    if scheme is None or scheme not in _KINDS:
         raise ValueError(
             f"`engine_url` must begin with http:// or https://, then a host, or be a folder or {MEMORY}, got {url!r}. "
             f"Use for example http://127.0.0.1:6333."
