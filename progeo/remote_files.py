@@ -69,9 +69,11 @@ class RemotePath:
                 "or the configuration files of fsspec."
             )
         for link in self.url.split("::"):
-            protocol, is_url, _ = link.partition("://")
-            if protocol not in _PROTOCOLS and (is_url or not re.search("[/.]", link)):  # else a local archive
-                raise ValueError(f"{self.url}: {protocol} is none of the protocols {', '.join(sorted(_PROTOCOLS))}.")
+            if (protocol := link.partition("://")[0]) not in _PROTOCOLS:
+                raise ValueError(
+                    f"{self.url}: {protocol} is none of the protocols {', '.join(sorted(_PROTOCOLS))}. A local archive "
+                    f"is called tar://::file:///folder/city.tar."
+                )
 
     def __str__(self) -> str:
         return self.url
