@@ -98,9 +98,14 @@ def test_two_commands_that_remove_at_once_both_do(folder, tmp_path):
     assert contents(folder) == without(("a0.jpg", "b0.jpg", "a2.jpg"), a=3, b=2)
 
 
-def test_many_parts_hold_no_file_open_and_are_named_by_metadata_that_are_read_once(folder, tmp_path, monkeypatch):
+def test_many_parts_hold_no_file_open_and_are_named_by_metadata_that_are_read_once(
+    folder, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("progeo.localization.adding._MANY_PARTS", 4)
     for prefix in "bcde":
+        assert "run `progeo index compact` to search faster" not in caplog.text
         add(open_place_index(folder), tmp_path, prefix)
+    assert f"{folder} has 5 parts, and its images need 1" in caplog.text
     before = len([*Path("/proc/self/fd").iterdir()])
     opened = open_place_index(folder)
     assert (len(opened.parts), len([*Path("/proc/self/fd").iterdir()])) == (5, before)
