@@ -187,7 +187,7 @@ def synthetic_city(file: Path, *, rows: int, dim: int, num_queries: int) -> City
     """Draw a city of random positions and headings, whose descriptors are waves of position and heading with noise."""
     rng = np.random.default_rng(0)
     latitude, longitude = 37.70 + WIDTH_DEG * rng.random(rows), -122.5 + WIDTH_DEG * rng.random(rows)
-    order = cell_order(latitude, longitude)
+    order = cell_order(*(pa.chunked_array([each]) for each in (latitude, longitude)))
     latitude, longitude, heading = latitude[order], longitude[order], 90.0 * rng.integers(0, 4, rows)
     chosen = rng.choice(rows, num_queries, replace=False)
     moved = rng.normal(scale=5 / 111_000, size=(2, num_queries))

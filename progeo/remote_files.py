@@ -8,7 +8,8 @@ import posixpath
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -23,13 +24,22 @@ IS_ABSOLUTE = r"^(/|([a-z0-9]+::)*[a-z][a-z0-9+.-]+://)"
 _URL = re.compile(r"((?:[a-z0-9]+::)*[a-z][a-z0-9+.-]+://)(.*?)((?:::.*)?)", re.DOTALL)
 """Protocol, with caches before it, then path, then the archive that the path lies in."""
 _QUOTED = ("http://", "https://")
-_PASSWORD = re.compile("(?:https?|ftps?|sftp|ssh|smb|webdav)://[^/@]*:[^/@]*@")
+_PROTOCOLS = frozenset(
+    "abfs abfss adl az file ftp gcs gs hdfs hf http https local memory oss s3 s3a sftp simplecache ssh tar webhdfs "
+    "zip".split()
+)
+"""Protocols of files and archives. Others that fsspec knows may run what a file says, as `reference` its templates."""
+_PASSWORD = re.compile("(?:https?|ftp|sftp|ssh|(?:web)?hdfs)://[^/@]*:[^/@]*@")
 _WAITS_S = (0.5, 2.0)
 """Seconds before each further attempt to reach a file."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 """Names of the modification time among the details that file systems give of a file."""
+_REFUSALS = (401, 403, 404, 410)
+"""Answers of a web server, of which trying again gives no other."""
 _MAX_ARCHIVES = 64
 """Number of archives that are kept open."""
+_MAX_MEMBER_BYTES = 2**30
+"""Maximum size of a file in an archive, which may hold it compressed to a thousandth."""
 _Found = TypeVar("_Found")
 
 
@@ -47,7 +57,7 @@ class RemotePath:
     """A file or folder behind a URL, with the methods of `pathlib.Path` that images need.
 
     Its methods raise `FileNotFoundError` if there is no such file, other `OSError`s after three attempts to reach it,
-    and `ValueError` if no installed package opens such URLs.
+    and `ValueError` if no installed package opens such URLs. A URL that is refused is a `ValueError` when it is made.
     """
 
     url: str
@@ -58,13 +68,21 @@ class RemotePath:
                 "A URL of images must not hold a password, as it is stored in catalogues: give it by the environment "
                 "or the configuration files of fsspec."
             )
+        for link in self.url.split("::"):
+            if (protocol := link.partition("://")[0]) not in _PROTOCOLS:
+                raise ValueError(
+                    f"{self.url}: {protocol} is none of the protocols {', '.join(sorted(_PROTOCOLS))}. A local archive "
+                    f"is called tar://::file:///folder/city.tar."
+                )
 
     def __str__(self) -> str:
         return self.url
 
     def __truediv__(self, name: str) -> "RemotePath":
         before, quoted, after = self.around
-        return RemotePath(f"{before}{quoted(name)}{after}") if name not in ("", ".") else self
+        if "::" in (inner := quoted(name)):
+            raise ValueError(f"{self.url} holds {name!r}, which no URL can name: :: ends a path.")
+        return RemotePath(f"{before}{inner}{after}") if name not in ("", ".") else self
 
     @cached_property
     def around(self) -> tuple[str, Callable[[str], str], str]:
@@ -89,12 +107,14 @@ class RemotePath:
         return self
 
     def read_bytes(self) -> bytes:
-        """Read the content of the file."""
+        """Read the content of the file; one in an archive may have a GiB at most."""
+        if self.parts[2] and (size := self.stat().st_size) > _MAX_MEMBER_BYTES:
+            raise OSError(f"{self.url} has {size:,} bytes, and a file in an archive at most {_MAX_MEMBER_BYTES:,}.")
         return self._attempt(lambda system, path: system.cat_file(path))
 
     def stat(self) -> RemoteStatus:
         """Ask for the size and the modification time of the file."""
-        details = self._attempt(lambda system, path: system.info(path))
+        details = self._attempt(_details)
         changed = next((details[name] for name in _TIMES if details.get(name)), 0)
         return RemoteStatus(int(details.get("size") or 0), _nanoseconds(changed))
 
@@ -107,18 +127,19 @@ class RemotePath:
         details = system.ls(path, detail=True)
         system.invalidate_cache(path)  # or a city of millions would stay in memory
         names = [(each["name"].rstrip("/").removeprefix(inside), each["type"] == "directory") for each in details]
-        unquoted = str if self.around[1] is str else unquote
-        return [(unquoted(name), is_folder) for name, is_folder in names if name and "/" not in name]
+        if self.around[1] is not str:
+            names = [(unquote(name), is_folder) for name, is_folder in names]
+        return [(name, is_folder) for name, is_folder in names if name and "/" not in name]
 
     @property
     def is_parallel(self) -> bool:
-        """Whether several threads may share one connection, which archives cannot: each thread would open its own."""
+        """Whether several threads may share one connection; else each would open its own, or wait for the others."""
         return self._attempt(lambda system, path: bool(system.async_impl))
 
     def is_file(self) -> bool:
         """Return whether there is such a file."""
         try:
-            return self._attempt(lambda system, path: system.info(path))["type"] == "file"
+            return self._attempt(_details)["type"] == "file"
         except FileNotFoundError:
             return False
 
@@ -130,38 +151,64 @@ class RemotePath:
             raise ValueError(f"{self.url!r} is no URL, such as s3://bucket/city.")
         return found[1], found[2], found[3]
 
-    def _opened(self) -> tuple[Any, str]:
-        """Return the file system and the path in it."""
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, str]]:
+        """Yield the file system and the path in it."""
         from fsspec.core import url_to_fs
 
         protocol, path, archive = self.parts
-        if archive:  # fsspec would read its contents again for each file
-            return _archive(f"{protocol}{archive}", os.getpid(), threading.get_ident()), path.strip("/")
-        return url_to_fs(self.url)
+        if not archive:
+            yield url_to_fs(self.url)
+            return
+        opened = _archive(f"{protocol}{archive}", os.getpid())
+        with opened.lock:
+            yield opened.system, path.strip("/")
 
     def _attempt(self, act: Callable[[Any, str], _Found]) -> _Found:
         for wait_s in (*_WAITS_S, None):
             try:
-                return act(*self._opened())
+                with self._opened() as opened:
+                    return act(*opened)
             except FileNotFoundError:
                 raise FileNotFoundError(f"There is no {self.url}.") from None
             except ImportError as error:
                 raise ValueError(f"{self.url}: {first_line(error)}: pip install 'progeo[remote]'.") from None
             except Exception as error:  # each file system has kinds of its own
-                if isinstance(error, ValueError) and "rotocol" in str(error):
-                    raise ValueError(f"{self.url}: {first_line(error)}. Use for example s3://bucket/city.") from None
                 if wait_s is None or isinstance(error, PermissionError):
                     raise OSError(f"{self.url} cannot be reached: {first_line(error, type(error).__name__)}.") from None
             time.sleep(wait_s)
         raise AssertionError  # the last attempt returns or raises
 
 
-@lru_cache(_MAX_ARCHIVES)
-def _archive(url: str, process: int, thread: int) -> Any:
-    """Open an archive, once for each thread and process, since they would move the position of each other in it."""
-    from fsspec.core import url_to_fs
+def _details(system: Any, path: str) -> dict[str, Any]:
+    """Ask for the details of a file; what fsspec takes for a missing file where a web server failed is an error."""
+    try:
+        return system.info(path)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if "http" in system.protocol and isinstance(cause, Exception) and getattr(cause, "status", 0) not in _REFUSALS:
+            raise cause from None
+        raise
 
-    return url_to_fs(url)[0]
+
+class _Archive:
+    """An archive, read by one thread at a time: threads would move the position of each other in it."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.lock = url, threading.Lock()
+
+    @cached_property
+    def system(self) -> Any:
+        """The open archive; fsspec would read the list of its files again for each file."""
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(self.url)[0]
+
+
+@lru_cache(_MAX_ARCHIVES)
+def _archive(url: str, process: int) -> _Archive:
+    """Return an archive, the same in all threads of a process."""
+    return _Archive(url)
 
 
 def is_remote(text: str) -> bool:

@@ -43,6 +43,9 @@ OTHER_FLAGS |= {
     "descriptors_dimension",
     "array",
     "recursive",
+    "rows",
+    "added_to",
+    "dim",
 }  # of accelerate, benchmarks and other programs
 OTHER_FLAGS |= {"pull.weight"}  # of docs/my_method.py
 TRAINING = settings_of(COMMANDS["train"].load())

@@ -2,6 +2,8 @@
 
 import pickle
 import tarfile
+import zipfile
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,13 +14,16 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.tar import TarFileSystem
 from PIL import Image
 
 from progeo import remote_files
 from progeo.data.datasets import CatalogueImages
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import build_loader, read_batches
+from progeo.files import each_file
 from progeo.places.catalogue import read_catalogue
+from progeo.places.paths import find_paths
 from progeo.places.scanning import index_catalogue
 from progeo.remote_files import RemotePath, is_remote, name_in, path_in, path_of, shared_folder
 
@@ -71,20 +76,60 @@ def test_images_behind_a_url_are_those_of_the_folder(kind, city, memory):
     check_scan({"file": f"file://{city}", "memory": memory, "tar": as_tar(city)}[kind], city)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_images_of_a_web_server_are_those_of_the_folder(kind, city):
-    as_tar(city)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(city.parent)))
+def test_threads_open_an_archive_once_and_each_reads_its_own_file(city, monkeypatch):
+    folder = RemotePath(as_tar(city))
+    content = {name: (city / name).read_bytes() for name in NAMES}
+    opened = []
+    monkeypatch.setattr(TarFileSystem, "_index", lambda self, index=TarFileSystem._index: opened.append(index(self)))
+    names = NAMES * 200
+    (folder / NAMES[0]).read_bytes()
+    found = each_file(lambda name: (folder / name).read_bytes(), names, total=len(names))
+    assert list(found) == [content[name] for name in names]
+    assert len(opened) == 1
+
+
+@contextmanager
+def web_server(folder, handler=SimpleHTTPRequestHandler):
+    """A web server of a folder, by its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        root = f"http://127.0.0.1:{server.server_port}"
-        check_scan({"folder": f"{root}/city", "tar": f"tar://streets::{root}/city.tar"}[kind], city)
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_of_a_web_server_are_those_of_the_folder(kind, city):
+    as_tar(city)
+    with web_server(city.parent) as root:
+        check_scan({"folder": f"{root}/city", "tar": f"tar://streets::{root}/city.tar"}[kind], city)
+
+
+@pytest.mark.slow
+def test_a_file_of_a_web_server_that_fails_is_not_missing(city, monkeypatch):
+    monkeypatch.setattr(remote_files, "_WAITS_S", (0.0, 0.0))
+    failures = []
+
+    class Failing(SimpleHTTPRequestHandler):
+        def send_head(self):
+            if not failures:
+                return super().send_head()
+            self.send_error(failures.pop())
+            return None
+
+    with web_server(city, Failing) as root:
+        path = RemotePath(root) / NAMES[0]
+        failures += [503] * 4  # two requests of two attempts
+        assert path.stat().st_size == (city / NAMES[0]).stat().st_size
+        failures += [503] * 6
+        with pytest.raises(OSError, match=r"cannot be reached: 503"):
+            path.is_file()
+        assert not (RemotePath(root) / "gone.jpg").is_file()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +183,17 @@ def test_the_folder_that_holds_all_folders(folders, root, names):
     [
         (lambda: RemotePath("memory://progeo_test/none.jpg").read_bytes(), FileNotFoundError, "There is no memory://"),
         (lambda: read_image(RemotePath("memory://progeo_test/none.jpg")), FileNotFoundError, "There is no memory://"),
-        (lambda: RemotePath("nowhere://a/b").stat(), ValueError, "nowhere://a/b: Protocol not known: nowhere"),
+        (
+            lambda: RemotePath("nowhere://a/b").stat(),
+            ValueError,
+            "nowhere://a/b: nowhere is none of the protocols abfs,",
+        ),
+        (
+            lambda: RemotePath("memory://progeo_test") / "a::b.jpg",
+            ValueError,
+            "holds 'a::b.jpg', which no URL can name",
+        ),
+        (lambda: RemotePath("tar://::a.tar"), ValueError, r"a.tar is none of .* is called tar://::file:///"),
         (lambda: RemotePath("ftp://me:secret@host/a"), ValueError, "must not hold a password"),
         (lambda: index_catalogue(RemotePath("memory://progeo_test/none")), FileNotFoundError, "There is no memory://"),
     ],
@@ -156,6 +211,23 @@ def test_an_image_that_cannot_be_decoded_is_named_by_its_url(memory):
         read_image(RemotePath(f"{memory}/bad.jpg"))
 
 
+def test_names_that_no_url_can_hold_are_skipped(memory, caplog):
+    fsspec.filesystem("memory").pipe_file("/progeo_test/city/a::b@.jpg", b"")
+    (names,) = find_paths(RemotePath(memory)).batches
+    assert names.to_pylist() == NAMES
+    assert "1 names with ::, which no URL can hold, are skipped, such as a::b@.jpg" in caplog.text
+
+
+def test_a_file_of_an_archive_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "city.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(2001))
+        archive.writestr("image.jpg", bytes(2000))
+    monkeypatch.setattr(remote_files, "_MAX_MEMBER_BYTES", 2000)
+    assert len(RemotePath(f"zip://image.jpg::file://{tmp_path}/city.zip").read_bytes()) == 2000
+    with pytest.raises(OSError, match=r"city\.zip has 2,001 bytes, and a file in an archive at most 2,000"):
+        read_image(RemotePath(f"zip://bomb.jpg::file://{tmp_path}/city.zip"))
+
+
 def test_a_failed_request_is_repeated_a_few_times(memory, monkeypatch):
     class Failing(fsspec.get_filesystem_class("memory")):
         protocol, cachable, left = "failing", False, 0
@@ -167,6 +239,7 @@ def test_a_failed_request_is_repeated_a_few_times(memory, monkeypatch):
             return b"content"
 
     fsspec.register_implementation("failing", Failing, clobber=True)
+    monkeypatch.setattr(remote_files, "_PROTOCOLS", frozenset(["failing"]))
     monkeypatch.setattr(remote_files, "_WAITS_S", (0.0, 0.0))
     Failing.left = 2
     assert RemotePath("failing://a").read_bytes() == b"content"

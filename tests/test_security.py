@@ -2,15 +2,22 @@
 
 import pickle
 import zipfile
+from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from fsspec.implementations.http import HTTPFileSystem
 
 import progeo
 from progeo.cli import main
+from progeo.data.datasets import CatalogueImages
+from progeo.data.inspection import inspect_images
 from progeo.features.store import load_array
 from progeo.localization.place_index import open_place_index
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.remote_files import RemotePath
 
 
 class Evil:
@@ -90,3 +97,26 @@ def test_nothing_in_a_file_is_executed(tmp_path, way, write, name):
         WAYS[way](folder, folder / name)
     assert caught.value.args[0] != 0
     assert not mark.exists()
+
+
+def catalogue_of(folder, name):
+    columns = {"path": pa.array([name], pa.large_string()), "east": [1.0], "north": [2.0]}
+    table = pa.table(columns | {"zone": pa.array([33], pa.int8()), "heading": [0.0]})
+    Catalogue(folder, table).save(folder / "city.arrow", {"root": str(folder)})
+    return read_catalogue(folder / "city")
+
+
+@pytest.mark.parametrize("chain", ["reference://a.jpg::file://{0}", "simplecache::reference://a.jpg::file://{0}"])
+def test_a_url_that_would_execute_the_templates_of_a_file_is_refused(tmp_path, chain):
+    (tmp_path / "references.json").write_text('{"version": 1, "refs": {"a.jpg": "content"}}')  # with `gen`, templates
+    images = CatalogueImages(catalogue_of(tmp_path, chain.format(tmp_path / "references.json")))
+    assert "reference is none of the protocols" in images[0].reason
+    (inspected,) = inspect_images(images.catalogue, np.array([0]))
+    assert "reference is none of the protocols" in inspected.reason
+
+
+def test_a_web_server_names_no_files_of_this_machine(tmp_path, monkeypatch):
+    names = [f"{quote(str(tmp_path), safe='')}%2Fsecret.jpg", "http:%2F%2F10.0.0.1%2Fa.jpg", "..%2F..%2Fa.jpg", "b.jpg"]
+    listing = [{"name": f"https://host/city/{name}", "type": "file"} for name in names]
+    monkeypatch.setattr(HTTPFileSystem, "ls", lambda self, path, detail: listing)
+    assert RemotePath("https://host/city").entries() == [("b.jpg", False)]

@@ -67,7 +67,13 @@ def build_index(
 
 
 def add_to_index(
-    index: Path, *, folder: Path, work: WorkOptions, cache: CacheOptions, mixed_precision: Precision = "no"
+    index: Path,
+    *,
+    folder: Path,
+    work: WorkOptions,
+    cache: CacheOptions,
+    wait: bool = False,
+    mixed_precision: Precision = "no",
 ) -> Path:
     """Add the images of a folder to a place index; returns the folder of the index.
 
@@ -76,13 +82,14 @@ def add_to_index(
         folder: Folder of images with known positions to add. Images that the index already holds are not added again.
         work: Options of extraction.
         cache: Options of the descriptor cache.
+        wait: Wait until another command that changes the index is done, instead of working beside it.
         mixed_precision: Precision of the encoder.
     """
     from progeo.engine.accelerator import start_accelerator
     from progeo.localization.adding import add_to_place_index
 
     accelerator = start_accelerator(mixed_precision)
-    with _changing(index, cache, accelerator):
+    with _changing(index, accelerator, wait=wait):
         add_to_place_index(index, folder, accelerator=accelerator, work=work, cache=cache)
     return index
 
@@ -96,7 +103,8 @@ def remove_from_index(
 
     Args:
         index: Folder of the place index.
-        folder: Remove the images in this folder, or behind this URL; it need not exist any more.
+        folder: Remove the images in this folder or behind this URL, which need not exist any more, or those of a
+            catalogue.
         paths: Remove the images that this text file names, one path or URL a line.
         near: Remove the images within RADIUS_M meters of a position, given as LAT,LON,RADIUS_M, such as
             37.78,-122.41,500.
@@ -113,7 +121,7 @@ def remove_from_index(
     if sum(given is not None for given in (folder, paths, near)) != 1:
         raise ValueError("Images to remove are chosen by one of `folder`, `paths` and `near`: give one of them.")
     if folder is not None:
-        choice = in_folder(path_of(folder))
+        choice = in_folder(path_of(str(folder)))
     else:
         choice = with_paths(paths) if paths is not None else near_position(parse_near(near or ""))
     with locked_if_free(index, wait=wait):
@@ -165,6 +173,7 @@ def calibrate_index(
     max_loss: NonNegativeFloat | None = None,
     verify: bool = False,
     matcher: str = "sift",
+    wait: bool = False,
     mixed_precision: Precision = "no",
 ) -> Path:
     """Calibrate the confidence of a place index on photos of known position; returns the folder of the index.
@@ -186,6 +195,7 @@ def calibrate_index(
         matcher: How verify matches two images: sift needs no weights, and takes the local features that progeo index
             build --verify stores; vismatch:NAME, such as vismatch:loftr, is a matcher of the library vismatch, which
             pip install 'progeo[match]' installs.
+        wait: Wait until another command that changes the index is done, instead of working beside it.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -198,7 +208,7 @@ def calibrate_index(
     if not verify and matcher != "sift":
         raise ValueError(f"`matcher` {matcher} is for verification: set `verify`, or omit it.")
     accelerator = start_accelerator(mixed_precision)
-    with _changing(index, cache, accelerator):
+    with _changing(index, accelerator, wait=wait):
         calibrate_place_index(
             index,
             folder,
@@ -212,6 +222,6 @@ def calibrate_index(
     return index
 
 
-def _changing(index: Path, cache: CacheOptions, accelerator: "Accelerator") -> AbstractContextManager[None]:
+def _changing(index: Path, accelerator: "Accelerator", *, wait: bool) -> AbstractContextManager[None]:
     """Hold the lock of a place index, which others may change, too: nothing of either is lost."""
-    return locked_if_free(index, wait=cache.wait) if accelerator.is_main_process else nullcontext()
+    return locked_if_free(index, wait=wait) if accelerator.is_main_process else nullcontext()

@@ -34,8 +34,7 @@ class RunSettings:
     """Resume the run in the run folder from its newest checkpoint; without a checkpoint, start from scratch. If false,
     a folder that holds a run is refused."""
     wait: bool = False
-    """Wait for another process that writes to the run folder. If false, a run folder in use is refused. Processes that
-    extract the same features share the work either way."""
+    """Wait for another process that writes to the run folder. If false, a run folder in use is refused."""
     mixed_precision: Precision = "no"
     """Precision of the networks in training and feature extraction: no is float32; bf16 takes less memory and is
     faster on a GPU, and on a CPU with AMX (Intel Xeon since 2023), but may be slower on others, which the log of a

@@ -8,6 +8,7 @@ import numpy as np
 
 from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
+from progeo.remote_files import RemotePath
 
 MAX_CHECKED = 10_000
 """Number of images, evenly spaced, whose size and modification time are checked."""
@@ -25,8 +26,13 @@ def rows_looked_at(count: int) -> np.ndarray:
 
 
 def see_files(catalogue: Catalogue) -> np.ndarray:
-    """Record the state of a catalogue's image files: `SEEN` for each of its `rows_looked_at`."""
+    """Record the state of a catalogue's image files: `SEEN` for each of its `rows_looked_at`.
+
+    Raises:
+        OSError: the images are behind a URL that cannot be reached.
+    """
     rows = rows_looked_at(len(catalogue))
+    _check_reachable(catalogue)
     seen = np.zeros(len(rows), SEEN)
     seen["size"], seen["changed_ns"] = _sizes_and_times(catalogue, rows)
     read = _evenly_spaced(len(rows), MAX_READ)
@@ -62,6 +68,26 @@ def contents_fingerprint(catalogue: Catalogue) -> str:
     rows = rows_looked_at(len(catalogue))
     digests = _digests(catalogue, rows[_evenly_spaced(len(rows), MAX_READ)])
     return hashlib.sha256(digests.tobytes()).hexdigest()[:16]
+
+
+def _check_reachable(catalogue: Catalogue) -> None:
+    """Refuse images behind URLs of which none of three can be reached, before thousands are tried in vain.
+
+    Raises:
+        OSError: they cannot be reached; the message names one.
+    """
+    found: OSError | None = None
+    for row in _evenly_spaced(len(catalogue), 3).tolist():
+        try:
+            if isinstance(path := catalogue.path(row), RemotePath):
+                path.read_bytes()
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            found = error
+    if found is not None:
+        raise found
 
 
 def _evenly_spaced(count: int, maximum: int) -> np.ndarray:

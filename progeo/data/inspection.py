@@ -29,11 +29,19 @@ class Inspection:
 def inspect_images(catalogue: Catalogue, rows: np.ndarray) -> Iterator[Inspection]:
     """Read and decode the images at some rows once each, in parallel, in their order."""
     return each_file(
-        lambda row: inspect_image(catalogue.path(row)),  # reading, hashing and decoding release the GIL
+        lambda row: _inspected(catalogue, row),  # reading, hashing and decoding release the GIL
         rows.tolist(),
         total=len(rows),
         description=f"reading {catalogue.folder}",
     )
+
+
+def _inspected(catalogue: Catalogue, row: int) -> Inspection:
+    try:
+        path = catalogue.path(row)
+    except ValueError as error:  # a URL that is refused
+        return Inspection(b"", reason=str(error))
+    return inspect_image(path)
 
 
 def inspect_image(path: Path | RemotePath) -> Inspection:

@@ -24,7 +24,7 @@ from progeo.places.geographic import degrees_of
 from progeo.places.parsing import COLUMNS
 from progeo.places.paths import list_of
 from progeo.places.scanning import index_catalogue, write_index
-from progeo.remote_files import RemotePath, name_in, shared_folder
+from progeo.remote_files import RemotePath, is_remote, name_in, shared_folder
 
 _ROWS_AT_ONCE = 2**20
 _COLUMNS = (
@@ -104,6 +104,8 @@ def _opened(folder: Path | RemotePath, scratch: Path) -> _Source:
 def _batches(sources: Sequence[_Source], names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield the images of all sources with the same columns: those of texts and degrees that any of them has."""
     held = {name for source in sources for name in source.catalogue.table.column_names}
+    if any(map(is_remote, names)):  # degrees are not parsed from URLs
+        held |= {"latitude", "longitude"}
     kept = [name for name, _ in _COLUMNS if name in held]
     for source, name in zip(sources, names, strict=True):
         catalogue = source.catalogue

@@ -13,12 +13,15 @@ from progeo.evaluation.search import (
     Neighbors,
     first_neighbors,
     index_neighbors,
+    joined,
     nearest_among,
     nearest_neighbors,
     refined,
 )
 
 _ROWS_AT_ONCE = 2**13
+_LISTS_AT_ONCE = 2**21
+"""Maximum number of inverted lists that all queries of a search visit together, of 24 bytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +102,23 @@ class Parts:
     def _compressed_neighbors(
         self, queries: np.ndarray, count: int, probes: int, lists: np.ndarray | None
     ) -> Neighbors:
-        """Search the indexes of all parts, the lists to visit chosen once."""
-        shared = _Queries.of(self.parts[0].index, queries, probes, lists)
-        nearest = Neighbors(np.full((len(queries), 0), -1), np.full((len(queries), 0), np.inf, np.float32))
+        """Search the indexes of all parts for some of the queries at once."""
+        trained: Any = self.parts[0].index
+        num_lists = getattr(faiss.try_extract_index_ivf(trained), "nlist", 1)
+        step = max(1, _LISTS_AT_ONCE // (min(probes, num_lists) if lists is None else lists.shape[1]))
+        found = []
+        for start in range(0, max(1, len(queries)), step):
+            here = slice(start, start + step)
+            shared = _Queries.of(trained, queries[here], probes, None if lists is None else lists[here])
+            found.append(self._nearest(shared, count))
+        return joined(found)
+
+    def _nearest(self, queries: "_Queries", count: int) -> Neighbors:
+        """Search the indexes of all parts."""
+        shape = (len(queries.given), 0)
+        nearest = Neighbors(np.full(shape, -1), np.full(shape, np.inf, np.float32))
         for start, part in self._numbered():
-            found = _of_part(part, shared, min(count, len(part.descriptors) - len(part.removed)))
+            found = _of_part(part, queries, min(count, len(part.descriptors) - len(part.removed)))
             rows = np.where(found.rows < 0, -1, found.rows + start)
             nearest = first_neighbors(
                 np.concatenate([nearest.rows, rows], axis=1),
@@ -119,9 +134,10 @@ class _Queries:
 
     given: np.ndarray
     """Descriptors, float32 (Q, D)."""
+    probes: int
     transformed: np.ndarray
     lists: np.ndarray | None
-    """Lists of each query, int64 (Q, L); None if the index has none."""
+    """Lists of each query, int64 (Q, L); None if the index itself chooses them or has none."""
     list_distances: np.ndarray
     """Their squared distances, float32 (Q, L)."""
 
@@ -129,17 +145,17 @@ class _Queries:
     def of(cls, index: Any, queries: np.ndarray, probes: int, lists: np.ndarray | None) -> "_Queries":
         inverted, transformed = _inside_transforms(index, queries)
         if not isinstance(inverted, faiss.IndexIVF):
-            return cls(queries, queries, None, np.empty((len(queries), 0), np.float32))
+            return cls(queries, probes, queries, None, np.empty((len(queries), 0), np.float32))
         if lists is None:
             distances, lists = inverted.quantizer.search(transformed, min(probes, inverted.nlist))
-            return cls(queries, transformed, lists, distances)
+            return cls(queries, probes, transformed, lists, distances)
         distances = np.zeros(lists.shape, np.float32)
-        return cls(queries, transformed, np.ascontiguousarray(lists, np.int64), distances)
+        return cls(queries, probes, transformed, np.ascontiguousarray(lists, np.int64), distances)
 
     def search(self, index: Any, count: int, of: np.ndarray) -> Neighbors:
         """Search an index for the queries at some positions, int64 (q,)."""
         if self.lists is None:
-            return index_neighbors(index, self.given[of], count)
+            return index_neighbors(index, self.given[of], count, probes=self.probes)
         inverted: Any = faiss.extract_index_ivf(index)
         squared, rows = np.empty((len(of), count), np.float32), np.empty((len(of), count), np.int64)
         queries, *visited = (each[of] for each in (self.transformed, self.lists, self.list_distances))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -77,16 +77,30 @@ def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: i
     return Neighbors(nearest.rows[:, :start], np.sqrt(np.maximum(nearest.squared[:, :start], 0)))
 
 
-def index_neighbors(index: faiss.Index, queries: np.ndarray, count: int) -> Neighbors:
+def index_neighbors(index: faiss.Index, queries: np.ndarray, count: int, *, probes: int | None = None) -> Neighbors:
     """Search an index by Euclidean distance between the stored descriptors; -1 where it returns too few.
 
     Args:
         index: an index of `open_or_build_index`.
         queries: descriptors, float32 (Q, D).
         count: neighbors per query, at most the size of the index.
+        probes: number of inverted lists that are visited; None takes that with which the index was opened.
     """
-    squared, rows = index.search(np.ascontiguousarray(queries, np.float32), min(count, index.ntotal))
+    parameters = None if probes is None else _search_parameters(index, probes)
+    squared, rows = index.search(np.ascontiguousarray(queries, np.float32), min(count, index.ntotal), params=parameters)
     return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
+
+
+def _search_parameters(index: Any, probes: int) -> Any:
+    """Return what a search of an index gets to visit some of its inverted lists; None if it has none."""
+    index, kinds = faiss.downcast_index(index), cast(Any, faiss)
+    if isinstance(index, faiss.IndexIVF):
+        return kinds.SearchParametersIVF(nprobe=probes)
+    if isinstance(index, faiss.IndexPreTransform) and (inner := _search_parameters(index.index, probes)):
+        return kinds.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine) and (inner := _search_parameters(index.base_index, probes)):
+        return kinds.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
+    return None
 
 
 def distances_of(predictions: np.ndarray, queries: np.ndarray, database: ShardedRows) -> np.ndarray:
@@ -122,7 +136,8 @@ def nearest_among(
     step = max(1, _VALUES_AT_ONCE // queries.shape[1])
     parts = (take(rows[start : start + step]) for start in range(0, len(rows), step))
     nearest = nearest_neighbors(parts, queries, count)
-    return Neighbors(rows[nearest.rows], nearest.distances)
+    is_found = nearest.rows >= 0  # no row is near a query that is not finite
+    return Neighbors(np.where(is_found, rows[nearest.rows], -1), nearest.distances)
 
 
 def refined(neighbors: Neighbors, queries: np.ndarray, *, take: Callable[[np.ndarray], np.ndarray]) -> Neighbors:
@@ -151,6 +166,11 @@ def first_neighbors(rows: np.ndarray, distances: np.ndarray, count: int) -> Neig
     last = np.where(rows < 0, np.iinfo(np.int64).max, rows)
     order = np.lexsort((last, distances), axis=1)[:, :count]
     return Neighbors(*(np.take_along_axis(each, order, axis=1) for each in (rows, distances)))
+
+
+def joined(neighbors: Iterable[Neighbors]) -> Neighbors:
+    """Concatenate the neighbors of some queries and of others, of the same number K each."""
+    return Neighbors(*map(np.concatenate, zip(*((each.rows, each.distances) for each in neighbors), strict=True)))
 
 
 def squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +25,8 @@ class Claims:
     """Claims that this process takes in a folder; as a context, it touches them now and then and releases them at last.
 
     A claim is abandoned once its file was not touched for a while, by the clock of the process that watches it, or once
-    its process has ended on this machine: clocks of machines and of file servers may differ.
+    its process has ended on this machine, outside of which numbers of processes say nothing: clocks of machines and of
+    file servers may differ.
 
     Args:
         folder: a folder that all processes reach.
@@ -60,7 +62,9 @@ class Claims:
         path = self._path(name)
         for _ in range(2):
             try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                with path.open("x", encoding="utf-8") as stream:
+                    self._held.add(path)
+                    stream.write(f"{socket.gethostname()} {os.getpid()} {_process_space()}\n")
             except FileExistsError:
                 if not self._is_abandoned(path):
                     return False
@@ -69,9 +73,6 @@ class Claims:
             except OSError as error:
                 raise OSError(f"{self.folder} could not be written to: {error.strerror}") from None
             else:
-                self._held.add(path)
-                with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                    stream.write(f"{socket.gethostname()} {os.getpid()}\n")
                 return True
         return True
 
@@ -87,7 +88,7 @@ class Claims:
 
     def holder(self, name: str) -> str:
         """Name the process that holds a claim."""
-        host, _, number = _content(self._path(name)).partition(" ")
+        host, number, _ = _content(self._path(name))
         return f"process {number} on {host}" if number.isdecimal() else "another process"
 
     def wait(self) -> None:
@@ -104,8 +105,8 @@ class Claims:
                     os.utime(path)
 
     def _is_abandoned(self, path: Path) -> bool:
-        host, _, number = _content(path).partition(" ")  # opening a file has a network file system look at it anew
-        if host == socket.gethostname() and _has_ended(number):
+        _, number, space = _content(path)  # opening a file has a network file system look at it anew
+        if space == _process_space() and _has_ended(number):
             return True
         try:
             touched_ns = path.stat().st_mtime_ns
@@ -117,15 +118,30 @@ class Claims:
         return now_s - self._watched[path][1] >= self.stale_s
 
 
-def _content(path: Path) -> str:
+def _content(path: Path) -> tuple[str, str, str]:
+    """Read the host, the number and the process space of the process that holds a claim, "" where unknown."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        host, number, space, *_ = [*path.read_text(encoding="utf-8").split(), "", "", ""]
     except (OSError, ValueError):  # released just now, or of a user whose files cannot be read
-        return ""
+        return "", "", ""
+    return host, number, space
+
+
+@cache
+def _process_space() -> str:
+    """Name what numbers of processes belong to, as containers share the name of their host, and clones of machines one.
+
+    On Linux it is a machine since its start, and a container on it.
+    """
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{start}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except (OSError, ValueError):
+        return socket.gethostname()
 
 
 def _has_ended(number: str) -> bool:
-    """Return whether a process of this machine has ended; False for what is no number."""
+    """Return whether a process of this process space has ended; False for what is no number."""
     try:
         return psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -67,9 +67,6 @@ class CacheOptions:
     max_unreadable_fraction: ClosedUnitInterval = 0.01
     """Maximum fraction of unreadable images in a folder, from 0 to 1; at least one is allowed. Unreadable images are
     reported and skipped; above this fraction the command stops. 0 allows none."""
-    wait: bool = False
-    """Wait for another process that changes the same place index. If false, this one changes it at the same time, and
-    nothing of either is lost. Processes that extract the same features share the work either way."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from progeo.localization.index_folder import (
     new_file,
     new_parts,
     read_metadata,
-    remove_unused_data,
     with_current,
 )
 from progeo.localization.index_metadata import IndexMetadata, PartMetadata, check_format
@@ -96,7 +95,7 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
         before, index = index, open_place_index(index.folder, index.processor)
         if not _agree(index.metadata, before.metadata, _DESCRIPTORS_DEPEND_ON):
             raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
-    remove_unused_data(index.folder)
+    finish_update(index.folder)
     if (writer := engine_writer(index.folder, index.metadata)) is not None:
         writer.tidy(index.folder)
     else:

@@ -49,7 +49,7 @@ from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cell_order import cell_order
-from progeo.places.geographic import check_zones, degrees_of
+from progeo.places.geographic import check_zones
 
 _PROBES = 16
 """Number of inverted lists that a search visits, unless it is chosen."""
@@ -328,7 +328,7 @@ def rows_in_cell_order(images: Catalogue, descriptors: Rows, labels: np.ndarray 
         descriptors: (N, D).
         labels: class of each image, int64 (N,), for an index of cells.
     """
-    order = cell_order(*degrees_of(images))
+    order = cell_order(images.table["latitude"], images.table["longitude"])
 
     def images_of(first: int, last: int) -> Catalogue:
         return absolute_images(images.take(order[first:last]))

@@ -16,14 +16,13 @@ from progeo.evaluation.parts import Part, Parts
 from progeo.evaluation.search import load_index, save_index
 from progeo.localization.building import log_compressed, part_format, save_parts, write_index
 from progeo.localization.former_format import FormerFiles
-from progeo.localization.index_folder import finish_update, new_file, read_metadata, remove_unused_data, with_current
+from progeo.localization.index_folder import finish_update, new_file, read_metadata, with_current
 from progeo.localization.index_metadata import EXACT, FORMAT, IndexMetadata
 from progeo.localization.part_files import NewRows, OpenedPart, open_parts
 from progeo.localization.removed_rows import open_removed
 from progeo.localization.stored_files import stored_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import cell_order
-from progeo.places.geographic import degrees_of
 from progeo.verification.feature_file import JoinedFeatures
 
 _MAX_GROWTH = 4
@@ -44,7 +43,7 @@ def compact_place_index(folder: Path) -> None:
         raise ValueError(f"{folder} is searched by {engine.name}, which compacts what it holds itself.")
     while not with_current(folder, lambda metadata: _compacted(folder, metadata)):
         LOGGER.info("another command changed %s meanwhile: compacting what it holds now", folder)
-    remove_unused_data(folder)
+    finish_update(folder)
 
 
 def _compacted(folder: Path, metadata: IndexMetadata) -> bool:
@@ -142,7 +141,7 @@ def _kept_rows(folder: Path, metadata: IndexMetadata, parts: list[OpenedPart]) -
     kept = np.delete(np.arange(len(images)), open_removed(folder, metadata))
     order = kept
     if not metadata.holds_classes:
-        order = kept[cell_order(*degrees_of(images)[:, kept])]
+        order = kept[cell_order(*(images.table[name].take(kept) for name in ("latitude", "longitude")))]
     stored = JoinedFeatures([part.features for part in parts if part.features is not None])
     return NewRows(
         _StoredRows(Parts([Part(part.descriptors, part.index) for part in parts]), order),

@@ -46,7 +46,7 @@ class PartMetadata:
     name: _PartName
     """Name of its folder."""
     id: _PartId
-    """Identifier of its rows: the same for the same encoder and images."""
+    """Identifier of its rows: the same for the same encoder and images, and for the same descriptors in an engine."""
     rows: _Positive
     zones: tuple[_Zone, ...]
     """UTM zones of the images with a known position; 0 for those without a zone."""

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 _VALUES_AT_ONCE = 2**24
-_MAX_INDEX_BYTES = 2**29
-"""Maximum memory of the faiss index of a part, 512 MiB."""
+_MAX_INDEX_BYTES = 2**28
+"""Maximum size of the faiss index of a part, 256 MiB: inverted lists take up to twice as much while they grow."""
 _ID_BYTES = 8
 
 
@@ -97,7 +97,7 @@ class PartFormat:
 
     @cached_property
     def max_rows(self) -> int:
-        """Maximum number of rows of a part, whose faiss index takes 512 MiB at most."""
+        """Maximum number of rows of a part, whose faiss index takes 256 MiB at most."""
         if self.trained is None:
             return self.part_rows
         index = load_index(self.trained)
@@ -130,18 +130,39 @@ def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartF
         write_feature_file(file := folder / FEATURES, features(first, last))
         if num_missing := open_feature_file(file).table["features"].null_count:
             LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
-    metadata = _described(folder, images, form.encoder, {path.name: _stored(path) for path in sorted(folder.iterdir())})
-    if form.writer is not None:
-        form.writer.add(metadata.engine_id, ReorderedRows(rows.descriptors, np.arange(first, last)), images)
+    files = {path.name: _stored(path) for path in sorted(folder.iterdir())}
+    if form.writer is None:
+        return _described(folder, images, form.encoder, files)
+    descriptors = ReorderedRows(rows.descriptors, np.arange(first, last))
+    metadata = _described(folder, images, form.encoder, files, descriptors=_digest_of(descriptors))
+    form.writer.add(metadata.engine_id, descriptors, images)
     return metadata
 
 
+def _digest_of(rows: Rows) -> str:
+    digest, step = hashlib.sha256(), max(1, _VALUES_AT_ONCE // rows.width)
+    for start in range(0, len(rows), step):
+        digest.update(np.ascontiguousarray(rows.take(np.arange(start, min(start + step, len(rows))))).data)
+    return digest.hexdigest()
+
+
 def _described(
-    folder: Path, images: Catalogue, encoder: Mapping[str, Any], files: Mapping[Any, StoredFile] = MappingProxyType({})
+    folder: Path,
+    images: Catalogue,
+    encoder: Mapping[str, Any],
+    files: Mapping[Any, StoredFile] = MappingProxyType({}),
+    *,
+    descriptors: str = "",
 ) -> PartMetadata:
+    """Return the metadata of a part.
+
+    Args:
+        descriptors: digest of descriptors that an engine holds, so that those of a killed command are taken for its own
+            only if they are the same; empty if the part holds them.
+    """
     known = np.isfinite(images.east) & np.isfinite(images.north)
     degrees = [images.table[name] for name in ("latitude", "longitude")]
-    made_from = json.dumps([encoder, images.fingerprint, images.places_fingerprint], sort_keys=True)
+    made_from = json.dumps([encoder, images.fingerprint, images.places_fingerprint, descriptors], sort_keys=True)
     return PartMetadata(
         name=folder.name,
         id=hashlib.sha256(made_from.encode()).hexdigest()[:32],

@@ -16,7 +16,6 @@ from progeo.localization.index_folder import (
     finish_update,
     new_file,
     read_metadata,
-    remove_unused_data,
     with_current,
 )
 from progeo.localization.index_metadata import IndexMetadata, check_format
@@ -24,6 +23,7 @@ from progeo.localization.part_files import OpenedPart, open_parts
 from progeo.localization.path_table import hashes_of
 from progeo.localization.removed_rows import open_removed, with_removed
 from progeo.localization.restriction import Restriction
+from progeo.places.catalogue import index_file, read_catalogue
 from progeo.places.nearby import Near
 from progeo.remote_files import RemotePath, is_remote
 
@@ -32,17 +32,19 @@ Choice = Callable[[OpenedPart], np.ndarray]
 
 
 def in_folder(folder: Path | RemotePath) -> Choice:
-    """Choose the images in a folder, which need not exist any more."""
+    """Choose the images in a folder or behind a URL, which need not exist any more, or those of a catalogue."""
+    if isinstance(folder, Path) and not folder.is_dir() and index_file(folder).is_file():
+        return _of_paths(read_catalogue(folder).full_paths())
     if isinstance(folder, RemotePath):
-        before, _, after = folder.around
-        around = {(before, after)}
+        before, _, archive = folder.around
+        ends = [(before, archive)]
     else:
-        around = {(f"{os.path.normpath(path)}/", "") for path in (folder.absolute(), folder.resolve())}
+        ends = [(f"{os.path.normpath(path)}/", "") for path in {folder.absolute(), folder.resolve()}]
 
     def chosen(part: OpenedPart) -> np.ndarray:
         paths = part.images.table["path"]
-        is_there = [pc.and_(pc.starts_with(paths, first), pc.ends_with(paths, last)) for first, last in sorted(around)]
-        return np.flatnonzero(np.logical_or.reduce([each.to_numpy() for each in is_there]))
+        is_there = [pc.and_(pc.starts_with(paths, first), pc.ends_with(paths, last)).to_numpy() for first, last in ends]
+        return np.flatnonzero(np.logical_or.reduce(is_there))
 
     return chosen
 
@@ -61,7 +63,10 @@ def with_paths(file: Path) -> Choice:
     if not lines:
         raise ValueError(f"`paths` {file} names no image: it should have a path on each line.")
     names = [line if is_remote(line) else os.path.normpath(Path(line).absolute()) for line in lines]
-    paths = pa.chunked_array([pa.array(names, pa.large_string())])
+    return _of_paths(pa.chunked_array([pa.array(names, pa.large_string())]))
+
+
+def _of_paths(paths: pa.ChunkedArray) -> Choice:
     hashes = hashes_of(paths)
     return lambda part: np.unique(part.rows_of_paths(paths, hashes)[1])
 
@@ -81,7 +86,7 @@ def remove_from_place_index(folder: Path, choice: Choice) -> None:
     attempts = count()
     while not with_current(folder, lambda current: _removed(folder, current, choice, is_first=next(attempts) == 0)):
         LOGGER.info("another command changed %s meanwhile: removing from what it holds now", folder)
-    remove_unused_data(folder)
+    finish_update(folder)
     if (writer := engine_writer(folder, read_metadata(folder))) is not None:
         writer.tidy(folder)
 

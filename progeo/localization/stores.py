@@ -12,7 +12,7 @@ import numpy as np
 
 from progeo.evaluation.cell_index import Cells, best_cells
 from progeo.evaluation.parts import Part, Parts
-from progeo.evaluation.search import Neighbors
+from progeo.evaluation.search import Neighbors, joined
 from progeo.features.store import Rows
 from progeo.localization.part_files import OpenedPart
 from progeo.localization.restriction import Restriction
@@ -67,7 +67,7 @@ class DescriptorWriter(Protocol):
         """Store the rows of a part, before a generation names it; a second time after a command that was killed.
 
         Args:
-            part: identifier of the part: the same for the same encoder and images.
+            part: identifier of the part: the same for the same encoder, images and descriptors.
             rows: descriptors (n, D), which may be larger than memory.
             images: the n images, as `index_images` returns them.
         """
@@ -109,9 +109,7 @@ class LocalStore:
             return self._rows.neighbors_among(self.rows_of(among), queries, count)
         if among is not None:
             pairs = zip(map(self.rows_of, among), queries, strict=True)
-            found = [self._rows.neighbors_among(rows, query[None], count) for rows, query in pairs]
-            both = ((one.rows, one.distances) for one in found)
-            return Neighbors(*(np.concatenate(each) for each in zip(*both, strict=True)))
+            return joined(self._rows.neighbors_among(rows, query[None], count) for rows, query in pairs)
         lists = None if self.cells is None else self._best_cells(queries, cell_queries, probes)
         return self._rows.neighbors(queries, count, probes=probes, refine=refine, lists=lists)
 

@@ -44,20 +44,14 @@ class CellOrder:
         return rows[haversine_m(latitude, longitude, near.latitude, near.longitude) <= near.radius_m]
 
 
-def cell_order(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+def cell_order(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> np.ndarray:
     """Sort positions in degrees by cell, stably, those that are unknown (NaN) last: rows, int64 (N,)."""
-    numbers = np.empty(len(latitude), np.int64)
-    for start in range(0, len(numbers), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        numbers[rows] = _cells(latitude[rows], longitude[rows])
-    return np.argsort(numbers, kind="stable")
+    return np.argsort(_numbered(latitude, longitude), kind="stable")
 
 
 def build_cell_order(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> CellOrder:
     """Sort positions in degrees by cell; little to do and to hold where they are sorted already."""
-    numbers = np.concatenate(
-        [np.zeros(0, np.int64), *(_cells(*each) for each in zip(_parts(latitude), _parts(longitude), strict=True))]
-    )
+    numbers = _numbered(latitude, longitude)
     order = None
     if (numbers[1:] < numbers[:-1]).any():
         order = np.argsort(numbers, kind="stable")
@@ -79,6 +73,15 @@ def cell_range(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> tuple[i
 def reaches(near: Near, cells: tuple[int, int]) -> bool:
     """Return whether a circle may hold a position between two cells, see `cell_range`."""
     return any(((first <= cells[1]) & (last >= cells[0])).any() for first, last in _ranges_of_cells(near))
+
+
+def _numbered(latitude: pa.ChunkedArray, longitude: pa.ChunkedArray) -> np.ndarray:
+    """Number the cell of each position, some at a time, int64 (N,)."""
+    numbers, start = np.empty(len(latitude), np.int64), 0
+    for each in zip(_parts(latitude), _parts(longitude), strict=True):
+        numbers[start : start + len(each[0])] = _cells(*each)
+        start += len(each[0])
+    return numbers
 
 
 def _cells(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
+_LETTERS = pa.dictionary(pa.int32(), pa.large_string())
 _ROWS_AT_ONCE = 2**20
 _NAMES: dict[int, Literal["north", "south"]] = {Hemisphere.NORTHERN: "north", Hemisphere.SOUTHERN: "south"}
 _HEMISPHERES: dict[str | None, Hemisphere] = {"north": Hemisphere.NORTHERN, "south": Hemisphere.SOUTHERN}
@@ -221,7 +222,7 @@ def _named(catalogue: Catalogue) -> tuple[pa.ChunkedArray, np.ndarray]:
         degrees[:, start : start + len(latitude)] = np.where(is_place, [latitude, longitude], np.nan)
         letters.append(pa.array(fields["letter"], pa.large_string()).dictionary_encode())
     warn_of_unparsed(unparsed)
-    return pa.chunked_array(letters), degrees
+    return pa.chunked_array(letters, _LETTERS), degrees
 
 
 def _zones(catalogues: Sequence[Catalogue]) -> set[int]:

@@ -1,6 +1,7 @@
 """Listings of object storage: the paths of images in files that the storage or its programs write."""
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from progeo.files import is_file
 from progeo.image_files import EXTENSIONS
 from progeo.places.paths import lines_of
 from progeo.printable import first_line
-from progeo.remote_files import RemotePath, path_in
+from progeo.remote_files import IS_ABSOLUTE, RemotePath, path_in
 
 _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**16
@@ -52,18 +53,20 @@ def listed_paths(listings: Sequence[Path], root: Path | RemotePath) -> Iterator[
     Args:
         listings: texts of paths or URLs, one a line, or as `aws s3 ls --recursive` and `gsutil ls` print them; .csv,
             .csv.gz and .parquet files of an S3 Inventory.
-        root: the folder that the images lie in. What lies elsewhere is skipped, as are hidden images.
+        root: the folder that the images lie in. What lies elsewhere is skipped, as are hidden images, and keys that
+            would be read as the path or URL of something else.
 
     Raises:
         FileNotFoundError: there is no such listing, it names no image in the folder, or the first one does not exist.
         ValueError: a listing is corrupt, or of another bucket.
     """
     num_images = num_others = 0
+    skipped = f"{_HIDDEN}|{IS_ABSOLUTE}|::" if isinstance(root, RemotePath) else _HIDDEN
     for listing in listings:
         if not listing.is_file():
             raise FileNotFoundError(f"There is no listing {listing}.")
         for names in _names(listing, root):
-            is_image = pc.and_not(pc.match_substring_regex(names, _IMAGE), pc.match_substring_regex(names, _HIDDEN))
+            is_image = pc.and_not(pc.match_substring_regex(names, _IMAGE), pc.match_substring_regex(names, skipped))
             images = names.filter(is_image)
             num_others += len(names) - len(images)
             if len(images) and not num_images and not is_file(path_in(root, images[0].as_py())):
@@ -75,7 +78,10 @@ def listed_paths(listings: Sequence[Path], root: Path | RemotePath) -> Iterator[
         named = ", ".join(map(str, listings))
         raise FileNotFoundError(f"{named} names no image ({', '.join(EXTENSIONS)}) in {root}.")
     if num_others:
-        _LOGGER.info("%s other files of the listings are skipped: hidden, or not of a format read", f"{num_others:,}")
+        _LOGGER.info(
+            "%s other files of the listings are skipped: hidden, not of a format read, or called like a path or URL",
+            f"{num_others:,}",
+        )
 
 
 def _names(listing: Path, root: Path | RemotePath) -> Iterator[pa.Array]:
@@ -98,9 +104,8 @@ def _of_lines(batches: Iterable[pa.Array], root: Path | RemotePath) -> Iterator[
     for lines in batches:
         form = form or next(each for each in _FORMS if re.search(each.line, lines[0].as_py()) or each is _FORMS[-1])
         names = pc.struct_field(pc.extract_regex(lines, form.line), "name").drop_null()
-        yield _below(
-            names, _key_prefix(root) if form.names_keys else _prefix(root), may_be_relative=not form.names_keys
-        )
+        prefixes = [_key_prefix(root)] if form.names_keys else _prefixes(root)
+        yield _below(names, prefixes, may_be_relative=not form.names_keys)
 
 
 def _of_inventory(batches: Iterable[pa.RecordBatch], listing: Path, root: Path | RemotePath) -> Iterator[pa.Array]:
@@ -115,7 +120,7 @@ def _of_inventory(batches: Iterable[pa.RecordBatch], listing: Path, root: Path |
         keys = batch["key"]
         if "is_latest" in batch.schema.names:  # it lists all versions of the files
             keys = keys.filter(pc.and_not(_is_true(batch["is_latest"]), _is_true(batch["is_delete_marker"])))
-        yield _below(keys, _key_prefix(root), may_be_relative=False)
+        yield _below(keys, [_key_prefix(root)], may_be_relative=False)
 
 
 def _csv_batches(listing: Path) -> Iterator[pa.RecordBatch]:
@@ -155,8 +160,11 @@ def _is_true(texts: pa.Array) -> pa.Array:
     return pc.equal(pc.utf8_lower(texts), "true")
 
 
-def _prefix(root: Path | RemotePath) -> str:
-    return root.around[0] if isinstance(root, RemotePath) else f"{root}/"
+def _prefixes(root: Path | RemotePath) -> list[str]:
+    """Return what the URLs or paths of the files of a folder begin with; those of a local one may also be absolute."""
+    if isinstance(root, RemotePath):
+        return [root.around[0]]
+    return [os.path.join(each, "") for each in dict.fromkeys([root, root.absolute()])]  # noqa: PTH118, ends with one /
 
 
 def _key_prefix(root: Path | RemotePath) -> str:
@@ -165,11 +173,14 @@ def _key_prefix(root: Path | RemotePath) -> str:
     return f"{key}/" if key else ""
 
 
-def _below(names: pa.Array, prefix: str, *, may_be_relative: bool) -> pa.Array:
-    """Return the names relative to what begins with a prefix, without those that lie elsewhere."""
-    names = names.cast(pa.large_string())
-    inside = pc.starts_with(names, prefix)
-    relative = pc.if_else(inside, pc.utf8_slice_codeunits(names, len(prefix)), names)
+def _below(names: pa.Array, prefixes: Sequence[str], *, may_be_relative: bool) -> pa.Array:
+    """Return the names relative to what begins with one of the prefixes, without those that lie elsewhere."""
+    relative = names = names.cast(pa.large_string())
+    inside = pa.repeat(False, len(names))
+    for prefix in prefixes:
+        begins = pc.starts_with(names, prefix)
+        relative = pc.if_else(begins, pc.utf8_slice_codeunits(names, len(prefix)), relative)
+        inside = pc.or_(inside, begins)
     if may_be_relative:
         inside = pc.or_(inside, pc.invert(pc.match_substring_regex(names, "^(/|[a-z0-9+.-]+://)")))
     return pc.replace_substring_regex(relative.filter(inside), r"^(\./+)+", "")

@@ -8,7 +8,8 @@ from running import files_in, kill_before
 from progeo.cli import main
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_evaluation_continues(number, city, tmp_path):
     cache, out = tmp_path / "cache", tmp_path / "out"
     where = ["--folder", city / "val", "--descriptor_cache", cache, "--num_workers", 1]

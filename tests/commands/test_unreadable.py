@@ -145,7 +145,7 @@ def test_a_place_index_holds_the_images_that_can_be_read(pictures, encoder, cach
     readable = [name(place) for place in range(10) if place != BROKEN]
     readable += [name(place, beside=2) for place in (6, 7, 9)]
     assert [path.rpartition("/")[2] for path in opened.catalogue.table["path"].to_pylist()] == readable
-    alike = opened.search(opened.index.reconstruct_n(9, 3)).rows[:, 1]  # of the queries, after themselves
+    alike = opened.search(opened.parts[1].descriptors[:]).rows[:, 1]  # of the queries, after themselves
     assert (alike[0], alike[2]) == (6, 8)  # images 6 and 9, row 7 is that of image 8
 
 

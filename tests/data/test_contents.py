@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from running import build_catalogue
 
+from progeo import remote_files
 from progeo.data import contents
 from progeo.data.contents import changed_files, contents_digest, contents_fingerprint, rows_looked_at, see_files
 
@@ -124,3 +125,11 @@ def test_the_digest_of_contents_is_of_sizes_and_of_what_was_read(catalogue, tmp_
     write(tmp_path / "there", 4)
     write(tmp_path / "there", 2, b"longer than it was")
     assert contents_digest(see_files(there)) != digest
+
+
+def test_images_behind_urls_of_which_none_can_be_reached_have_not_changed(catalogue, monkeypatch):
+    monkeypatch.setattr(remote_files, "_WAITS_S", (0.0, 0.0))
+    gone = [f"http://127.0.0.1:1/{name}" for name in NAMES]
+    with pytest.raises(OSError, match=r"^http://127.0.0.1:1/@11@0@.jpg cannot be reached: .*Connect call failed"):
+        see_files(build_catalogue(catalogue.folder, gone))
+    assert see_files(build_catalogue(catalogue.folder, [*gone[:11], NAMES[11]]))["size"].tolist() == [-1] * 5 + [8]

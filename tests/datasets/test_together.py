@@ -1,6 +1,7 @@
 """Several folders as one catalogue."""
 
-import fsspec
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -84,11 +85,15 @@ def test_images_of_several_zones_keep_them(tmp_path):
 
 
 def test_a_folder_and_a_url_make_one_catalogue(folders, tmp_path):
-    fsspec.filesystem("memory").pipe_file(f"/progeo_two/{image(500007)}", b"there")
-    index_together([folders[1], RemotePath("memory://progeo_two")], tmp_path / "all")
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr(image(500007), b"there")
+    index_together([folders[1], RemotePath(f"zip://::file://{tmp_path}/two.zip")], tmp_path / "all")
     together = read_catalogue(tmp_path / "all")
     assert together.path(0) == folders[1].resolve() / image(500003)
+    assert together.full_paths().to_pylist() == [str(together.path(row)) for row in range(2)]
     assert together.path(1).read_bytes() == b"there"
+    np.testing.assert_array_equal(degrees_of(together)[:, 0], degrees_of(read_catalogue(folders[1]))[:, 0])
+    assert 0 < degrees_of(together)[1, 1] - degrees_of(together)[1, 0] < 1e-4
     touch(folders[1], image(500009))
     with pytest.raises(ValueError, match=r"data/b changed since"):
         read_catalogue(tmp_path / "all")

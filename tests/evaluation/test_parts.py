@@ -28,7 +28,7 @@ def parts_of(rows, cuts, *, kind="Flat", removed=(), dtype=np.float16):
     for start, stop in zip((0, *cuts), (*cuts, len(rows)), strict=True):
         index = None
         if trained is not None:
-            index = faiss.clone_index(trained)
+            index = faiss.deserialize_index(faiss.serialize_index(trained))
             add_rows(index, values[start:stop].astype(np.float32))
         here = removed[(removed >= start) & (removed < stop)] - start
         parts.append(Part(values[start:stop].astype(dtype), index, here))
@@ -123,12 +123,32 @@ def test_only_the_given_lists_are_visited(rows):
         assert set(each[each >= 0].tolist()) == set(np.concatenate(of_list).tolist())
 
 
-def test_the_number_of_lists_is_that_of_each_search(rows):
-    parts, queries = parts_of(rows, (400,), kind="IVF8,Flat"), queries_of(rows, 20)
-    few, all_, again = (parts.neighbors(queries, 10, probes=probes).rows for probes in (1, 8, 1))
+@pytest.mark.parametrize("kind", ["IVF8,Flat", "IVF8,SQ8,RFlat", "RR,IVF8,SQ8,RFlat"])
+def test_the_number_of_lists_is_that_of_each_search(rows, kind):
+    parts, queries = parts_of(rows, (400,), kind=kind), queries_of(rows, 20)
+    few, all_, again = (parts.neighbors(queries, 10, probes=probes, refine=NUM_ROWS).rows for probes in (1, 8, 1))
     assert (few == again).all()
     assert (few != all_).any()
     np.testing.assert_array_equal(all_, exact(rows, queries, 10)[0])
+
+
+def test_many_queries_that_visit_many_lists_are_searched_by_and_by(rows, monkeypatch):
+    parts, queries = parts_of(rows, (300, 310), kind="IVF8,RaBitQ"), queries_of(rows, 50)
+    lists = np.random.default_rng(0).integers(0, 8, (50, 3))
+    for given in ({"probes": 3}, {"lists": lists}):
+        expected = parts.neighbors(queries, 10, refine=60, **given)
+        with monkeypatch.context() as context:
+            context.setattr("progeo.evaluation.parts._LISTS_AT_ONCE", 3 * 20)
+            found = parts.neighbors(queries, 10, refine=60, **given)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+
+
+def test_a_query_that_is_not_finite_finds_nothing(rows):
+    queries = np.full((1, WIDTH), np.nan, np.float32)
+    for kind in ("Flat", "IVF8,RaBitQ"):
+        parts = parts_of(rows, (400,), kind=kind)
+        found = (parts.neighbors(queries, 2, probes=8, refine=4), parts.neighbors_among(np.arange(10, 50), queries, 2))
+        assert [each.rows.tolist() for each in found] == [[[-1, -1]]] * 2
 
 
 @pytest.mark.parametrize("kind", ["Flat", "IVF8,RaBitQ", "LSH"])

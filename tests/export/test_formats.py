@@ -45,6 +45,7 @@ def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_backbone_and_the_program_leave_with_a_card_each(run, tmp_path, monkeypatch):
     folder, encoder = run
     main(["export", str(folder), "--format", "torch", "--out", str(tmp_path / "program")])

@@ -160,7 +160,8 @@ def test_a_program_can_be_moved_to_another_device(tmp_path):
     check_moved(tmp_path / "model.pt2", torch.rand(3, 3, 96, 80))
 
 
-@pytest.mark.parametrize("save", [pytest.param(save_onnx, marks=pytest.mark.slow), save_program])
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [save_onnx, save_program])
 def test_a_graph_with_other_descriptors_is_not_written(save, tmp_path):
     encoder = build_encoder("tiny-resnet", "random", 64, aggregation="mean").train()  # batch norm, by the batch
     with pytest.raises(ValueError, match=r"model is not written: .* away from the encoder's, and 1e-04 is allowed"):

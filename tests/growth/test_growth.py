@@ -228,15 +228,18 @@ def test_an_evaluation_costs_in_proportion_to_database_and_queries(grows, few, e
     check_growth(run, thrice(few))
 
 
-def test_a_place_index_costs_in_proportion_to_its_images_and_photos(few, encoder, tmp_path):
+@pytest.mark.parametrize("grows", ["images", pytest.param("photos", marks=pytest.mark.slow)])
+def test_a_place_index_costs_in_proportion_to_its_images_and_to_photos(grows, few, encoder, tmp_path):
+    """Every photo is compared with every image, so that both together cost more."""
     outs = (tmp_path / f"index{number}" for number in count())
 
     def run(number):
-        images, out = write_photos(tmp_path / f"{number}", number), next(outs)
+        counts, out = {"images": few, "photos": few, grows: number}, next(outs)
+        images, photos = (write_photos(tmp_path / f"{name}{number}", size) for name, size in counts.items())
         build = build_command(
             "index build", encoder, folder=images, out=out, descriptor_cache=tmp_path / f"cache_of_{out.name}", **WORK
         )
-        localize = build_command("localize", images, index=out, out=tmp_path / f"{out.name}.csv", **WORK)
+        localize = build_command("localize", photos, index=out, out=tmp_path / f"{out.name}.csv", **WORK)
         return lambda: (build(), localize())
 
     check_growth(run, thrice(few))

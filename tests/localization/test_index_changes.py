@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import killed_at, run_on_two_processes
-from small_indexes import add, contents, expected, images, small_index
+from small_indexes import add, contents, expected, images, small_index, stored
 
 from progeo.cli import main
 from progeo.files import read_json
+from progeo.localization.adding import add_images
 from progeo.localization.checking import check_place_index
 from progeo.localization.compacting import compact_place_index
 from progeo.localization.index_folder import finish_update, read_metadata, remove_unused_data
-from progeo.localization.place_index import open_place_index
+from progeo.localization.place_index import located_images, open_place_index
 from progeo.localization.removing import in_folder, near_position, remove_from_place_index
+from progeo.places.catalogue import Catalogue
 from progeo.places.nearby import Near
 from progeo.remote_files import RemotePath
 
@@ -61,17 +63,23 @@ def test_images_of_a_folder_are_removed_whether_or_not_it_exists(folder, tmp_pat
     assert contents(folder) == expected(a=3, b=2)
 
 
-def test_images_behind_urls_are_removed(small_encoder, tmp_path):
-    root = RemotePath("s3://bucket/city")
-    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=4, root=root)
-    (tmp_path / "paths.txt").write_text("s3://bucket/city/a1.jpg")
-    main(["index", "remove", str(folder), "--paths", str(tmp_path / "paths.txt")])
-    assert contents(folder) == without(("a1.jpg",), a=4)
-    with pytest.raises(SystemExit, match="has none of these images"):
-        main(["index", "remove", str(folder), "--folder", "s3://bucket/ci"])
-    for name in ("s3://bucket/city", "s3://bucket/city/", "s3://bucket"):
-        with pytest.raises(SystemExit, match="These are all images of"):
-            main(["index", "remove", str(folder), "--folder", name])
+@pytest.mark.parametrize("way", ["URL", "catalogue", "list"])
+def test_images_behind_a_url_are_removed(way, folder, tmp_path):
+    root = RemotePath("tar://streets::s3://bucket/city.tar")
+    table, values = images("b", 2)
+    there = Catalogue(root, table)
+    add_images(open_place_index(folder), located_images(there), stored(tmp_path / "rows_b", values))
+    there.save(tmp_path / "there.arrow", {"root": str(root)})
+    (tmp_path / "list.txt").write_text("\n".join(there.full_paths().to_pylist()), encoding="utf-8")
+    option = {
+        "URL": f"--folder={root}",
+        "catalogue": f"--folder={tmp_path}/there",
+        "list": f"--paths={tmp_path}/list.txt",
+    }
+    main(["index", "remove", str(folder), option[way]])
+    assert read_metadata(folder).images == 3
+    with pytest.raises(ValueError, match="has none of these images"):
+        remove_from_place_index(folder, in_folder(RemotePath("tar://streets::s3://bucket/other.tar")))
 
 
 def test_a_removed_image_can_be_added_again(folder, tmp_path):
@@ -219,13 +227,13 @@ def test_the_kind_of_an_index_is_chosen_again_unless_it_was_given(
     main(["index", "compact", str(folder)])
     said, metadata = capsys.readouterr().err, read_metadata(folder)
     assert ("100 rows are compressed as IVF16,RaBitQ" in said) == kind_is_default
-    chosen = ("IVF16,RaBitQ", 64, 200, 100) if kind_is_default else ("Flat", 1, 0, 50)
+    chosen = ("IVF16,RaBitQ", 4, 200, 100) if kind_is_default else ("Flat", 1, 0, 50)
     assert (metadata.kind, metadata.probes, metadata.refine, metadata.trained_on) == chosen
     assert bool(metadata.trained_file) == kind_is_default
     if kind_is_default:
         opened = open_place_index(folder)
         values = opened.parts[0].descriptors.astype(np.float32)
-        assert opened.search(values).rows[:, 0].tolist() == list(range(100))
+        assert opened.search(values, probes=16).rows[:, 0].tolist() == list(range(100))
     main(["index", "compact", str(folder)])
     assert "is compact already: 1 parts, no removed images" in capsys.readouterr().err
     remove_from_place_index(folder, near_position(Near(10.0, 20.0, 3000)))  # the first 27 of a and b

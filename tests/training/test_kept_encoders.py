@@ -115,6 +115,7 @@ def test_the_last_line_says_which_epoch_was_the_best(run):
     assert lines_of(run)[-1] == f"best val R@1 {best:.1f} in epoch {recalls.index(best)}, encoder in {run}/stage2/best"
 
 
+@pytest.mark.slow
 def test_the_encoder_before_training_is_never_kept_and_named_where_no_epoch_was_better(config, tmp_path):
     still = [
         "--training.epochs",

@@ -97,50 +97,70 @@ def _read_parquet(file: Path) -> pa.Table:
         columns = [opened.schema.column(index) for index in range(len(opened.schema))]
         groups = [opened.metadata.row_group(number) for number in range(opened.num_row_groups)]
     row_size = sum(max(8, column.length) for column in columns)
-    _check_memory(sum(max(row_size * group.num_rows, group.total_byte_size) for group in groups), file)
+    size = file.stat().st_size
+    _check_memory(sum(max(row_size * group.num_rows, group.total_byte_size) for group in groups), size)
     texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     with pa_parquet.ParquetFile(file, read_dictionary=texts) as opened:
         table = opened.read(names)
-    is_text = [pa.types.is_dictionary(column.type) for column in table.columns]
-    held = [chunk for column, is_ in zip(table.columns, is_text, strict=True) if is_ for chunk in column.chunks]
-    _check_memory(sum(map(_decoded_size, held)), file)
-    decoded = [
-        column.cast(column.type.value_type) if is_ else column
-        for column, is_ in zip(table.columns, is_text, strict=True)
-    ]
-    table = pa.table(decoded, table.column_names)
-    table.validate(full=True)  # texts of a Parquet file may be no UTF-8
-    return table
+    _check_memory(_decoded_size(table), size)
+    return _decoded(table)
 
 
 def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
     """Yield the rows of all Parquet files below a folder, in batches of the columns that any of them has.
 
     Raises:
+        MemoryError: see `_read_parquet`.
         ValueError: there is none.
     """
     files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file())
     if not files:
         raise ValueError(f"{folder}: a table is a file, or a folder of .parquet files, and there is none in it.")
+    texts = {field.name for file in files for field in pa_parquet.read_schema(file) if _is_text(field.type)}
+    form = pa_dataset.ParquetFileFormat(read_options=pa_dataset.ParquetReadOptions(dictionary_columns=sorted(texts)))
     options = pa_dataset.FileSystemFactoryOptions(partitioning=pa_dataset.HivePartitioning.discover())
-    form = pa_dataset.ParquetFileFormat()
     factory = pa_dataset.FileSystemDatasetFactory(pa_fs.LocalFileSystem(), files, form, options)
     dataset = factory.finish(factory.inspect(promote_options="permissive"))
     names = [field.name for field in dataset.schema if not pa.types.is_nested(field.type)]
     needed = list(filter(needs, names)) or names
-    yield pa.table({name: pa.array([], dataset.schema.field(name).type) for name in needed})
+    yield _decoded(pa.table({name: pa.array([], dataset.schema.field(name).type) for name in needed}))
+    read, size = 0, sum(Path(file).stat().st_size for file in files)
     for batch in dataset.to_batches(columns=needed, batch_size=ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1):
-        batch.validate(full=True)  # texts of a Parquet file may be no UTF-8
-        yield pa.Table.from_batches([batch])
+        table = pa.Table.from_batches([batch])
+        read += _decoded_size(table)
+        _check_memory(read, size)
+        yield _decoded(table)
 
 
-def _decoded_size(texts: pa.DictionaryArray) -> int:
-    """Compute the number of bytes of texts in a dictionary, each counted as often as it is used."""
-    return pc.sum(pc.binary_length(texts.dictionary).cast(pa.int64()).take(texts.indices)).as_py() or 0
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _check_memory(needed: int, file: Path) -> None:
-    if needed > max(_MIN_MEMORY, _MEMORY_PER_BYTE * file.stat().st_size):
+def _decoded(table: pa.Table) -> pa.Table:
+    """Return a table without dictionaries."""
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in table.columns
+    ]
+    table = pa.table(columns, table.column_names)
+    table.validate(full=True)  # texts of a Parquet file may be no UTF-8
+    return table
+
+
+def _decoded_size(table: pa.Table) -> int:
+    """Compute the number of bytes of a table without dictionaries, whose texts count as often as they are used."""
+    return sum(
+        (pc.sum(pc.binary_length(part.dictionary).cast(pa.int64()).take(part.indices)).as_py() or 0)
+        if pa.types.is_dictionary(part.type)
+        else part.nbytes
+        for column in table.columns
+        for part in column.chunks
+    )
+
+
+def _check_memory(needed: int, size: int) -> None:
+    if needed > max(_MIN_MEMORY, _MEMORY_PER_BYTE * size):
         raise MemoryError(f"it would take {needed:,} bytes of memory, far more than a table of this size should")
 
 

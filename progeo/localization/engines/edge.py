@@ -1,5 +1,6 @@
 """A collection of Qdrant Edge: an engine in this process, whose points are in a folder."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from progeo.localization.engines.options import Quantization
 
 _SHARD, _CONTENTS = "shard", "collection.json"
 _MAX_PARTS = 100_000
+_MIN_FREE_BYTES = 2**28
+"""Room on the disk that is not used: Qdrant Edge maps sparse files, and the system kills a process that finds none."""
+_BLOCK_BYTES = 512
 _LOCK = threading.Lock()
 _OPEN: "WeakValueDictionary[Path, _Shard]" = WeakValueDictionary()
 """Shards that this process has open, which could not open one a second time while an index is opened anew."""
@@ -80,6 +84,7 @@ class EdgeCollection:
         vectors = edge.EdgeVectorParams(size=width, distance=edge.Distance.Euclid)
         config = edge.EdgeConfig(vectors=vectors, quantization_config=kinds[quantization]())
         with replacing_folder(self.folder) as temporary, self._in_words():
+            _check_room(temporary)
             (temporary / _SHARD).mkdir()
             shard = edge.EdgeShard.create(str(temporary / _SHARD), config)
             for field, kind in PAYLOAD_INDEXES.items():
@@ -138,11 +143,14 @@ class EdgeCollection:
 
     def optimize(self) -> None:
         """Build graphs of large segments, which takes longer than to store them."""
+        files = (path.stat() for path in self.folder.rglob("*"))
+        _check_room(self.folder, sum(_BLOCK_BYTES * file.st_blocks for file in files))  # which may be written anew
         with self._in_words():
             self._opened().optimize()
             self._opened().flush()
 
     def _update(self, operation: Any) -> None:
+        _check_room(self.folder)
         with self._in_words():
             self._opened().update(operation)
 
@@ -176,3 +184,12 @@ class EdgeCollection:
                 ) from None
             reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(f"The Qdrant Edge in {self.folder} cannot be used: {reason}.") from None
+
+
+def _check_room(folder: Path, needed_bytes: int = 0) -> None:
+    free, needed_bytes = shutil.disk_usage(folder).free, needed_bytes + _MIN_FREE_BYTES
+    if free < needed_bytes:
+        raise OSError(
+            f"The disk of {folder} has room for {free / 1e6:,.0f} MB, and Qdrant Edge needs {needed_bytes / 1e6:,.0f} "
+            f"MB: make room, and run this command again."
+        )

@@ -63,5 +63,5 @@ def _payloads(images: Catalogue) -> Iterator[dict[str, Any]]:
         if np.isfinite(latitude) and np.isfinite(longitude):
             payload["position"] = {"lat": latitude, "lon": longitude}
         if np.isfinite(heading):
-            payload["heading"] = heading % 360
+            payload["heading"] = heading % 360 % 360  # -1e-15 % 360 is 360
         yield payload

@@ -11,7 +11,7 @@ from progeo.evaluation.search import Neighbors
 from progeo.localization.engines.collection import Collection, Hit
 from progeo.localization.engines.connecting import EngineMetadata, check_owner, connect
 from progeo.localization.engines.filters import filter_of
-from progeo.localization.engines.points import keys_and_rows, part_key
+from progeo.localization.engines.points import batch_size, keys_and_rows, part_key
 from progeo.localization.index_metadata import IndexMetadata, PartMetadata
 from progeo.localization.restriction import Restriction
 
@@ -58,15 +58,16 @@ class EngineStore:
         oversampling = _MIN_OVERSAMPLING[self.engine.quantization]
         if oversampling is not None:
             oversampling = max(oversampling, refine / max(count, 1))
+        step = min(_QUERIES_AT_ONCE, batch_size(queries.shape[1]))
         found = [
             self._found(
-                queries[start : start + _QUERIES_AT_ONCE],
-                several[start : start + _QUERIES_AT_ONCE],
+                queries[start : start + step],
+                several[start : start + step],
                 count,
                 exact=self.is_exact or among is not None,
                 oversampling=oversampling,
             )
-            for start in range(0, len(queries), _QUERIES_AT_ONCE)
+            for start in range(0, len(queries), step)
         ]
         rows = [each.rows for each in found] or [np.empty((0, count), np.int64)]
         distances = [each.distances for each in found] or [np.empty((0, count), np.float32)]
@@ -119,16 +120,20 @@ class EngineStore:
         exact: bool,
         oversampling: float | None,
     ) -> Neighbors:
-        """Search for some queries; deeper if rows were found that are removed, or in no part of this generation."""
-        depth, filters = count, [filter_of(self.collection, each) for each in among]
+        """Search for some queries; deeper in the parts of this generation if other or removed rows were found."""
+        depth, parts = count, tuple[str, ...]()
         while True:
-            hits = self.collection.search(queries, filters, depth, exact=exact, oversampling=oversampling)
+            filters = [filter_of(self.collection, each, parts=parts) for each in among]
+            try:
+                hits = self.collection.search(queries, filters, depth, exact=exact, oversampling=oversampling)
+            except ValueError as error:  # which no query can cause
+                raise ConnectionError(str(error)) from None
             found = self._neighbors(hits, depth)
             num_found = (found.rows >= 0).sum(axis=1)
             num_hits = np.array([len(each) for each in hits])
             if not ((num_found < count) & (num_hits == depth)).any() or not depth:
                 return Neighbors(found.rows[:, :count], found.distances[:, :count])
-            depth *= 2
+            depth, parts = 2 * depth, tuple(self._starts)
 
     def _neighbors(self, hits: Sequence[Sequence[Hit]], depth: int) -> Neighbors:
         """Return rows and distances of hits, ordered by distance, then row; those of no row last, as -1."""

@@ -49,18 +49,18 @@ class EngineWriter:
         self.collection.create(rows.width, owner=self.engine.owner, quantization=self.engine.quantization)
         check_owner(self.collection, self.engine, width=rows.width)
         key, step = part_key(part), batch_size(rows.width)
-        stored = self._num_stored(key)
-        start = stored // step * step
+        start = self._num_stored(key) // step * step
         if start:
             LOGGER.info("%s of %s images are in %s already", f"{start:,}", f"{len(rows):,}", self.collection.place)
-        for points in batches(key, rows, images, start=start, encoder=self.encoder):
-            self.collection.upsert(points)
-        if (stored := self._num_stored(key)) != len(rows):
-            raise ValueError(
-                f"{stored:,} of {len(rows):,} points that were sent are in {self.place}: look at its log, and run this "
-                f"command again."
-            )
-        self.collection.flush()
+        for first in (start, 0):  # from the first, if others were deleted than those after `start`
+            for points in batches(key, rows, images, start=first, encoder=self.encoder):
+                self.collection.upsert(points)
+            if (stored := self._num_stored(key)) == len(rows):
+                return self.collection.flush()
+        raise ValueError(
+            f"{stored:,} of {len(rows):,} points that were sent are in {self.place}: look at its log, and run this "
+            f"command again."
+        )
 
     def tidy(self, folder: Path) -> None:
         """Delete the points of removed images and of parts that killed commands did not commit, and optimize the rest.
@@ -71,16 +71,16 @@ class EngineWriter:
             folder: folder of the index.
         """
         try:
-            held = self.collection.parts()
-            metadata = read_metadata(folder)  # later than what is held, so that no new part is taken for an abandoned
-            removed = open_removed(folder, metadata)
-            self._delete_removed(metadata, removed, held)
-            if not holds_uncommitted_parts(folder):  # which are there before their points
+            # What is held, then what is written, then what is committed: no new part is taken for an abandoned one.
+            held, is_written = self.collection.parts(), holds_uncommitted_parts(folder)
+            metadata = read_metadata(folder)
+            self._delete_removed(metadata, open_removed(folder, metadata), held)
+            if not is_written:  # folders of parts are there before their points
                 for key in held.keys() - {part_key(part.engine_id) for part in metadata.parts}:
                     self.collection.delete_part(key)
             self.collection.optimize()
-        except OSError as error:  # the engine has gone, or another command replaced a file and will do the same
-            LOGGER.warning("points of removed images stay until the next change of %s: %s", folder, error)
+        except (OSError, ValueError) as error:  # of the engine; or another command replaced a file and does the same
+            LOGGER.warning("%s is changed; its next change cleans up its engine, as this one cannot: %s", folder, error)
 
     def _delete_removed(self, metadata: IndexMetadata, removed: np.ndarray, held: Mapping[str, int]) -> None:
         bounds = np.cumsum([0, *(part.rows for part in metadata.parts)])

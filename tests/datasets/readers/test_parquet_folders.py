@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from progeo.commands.dataset_import import import_dataset
-from progeo.datasets.readers import mapped_tables
+from progeo.datasets.readers import mapped_tables, table_files
 from progeo.datasets.readers.mapped_tables import filtered, joined, pieces_of
+from progeo.datasets.readers.table_files import read_columns
 from progeo.datasets.readers.tables import read_table
 from progeo.places.catalogue import read_catalogue
 
@@ -54,6 +55,22 @@ def test_a_folder_of_files_is_one_table_whose_folders_are_a_column(small_pieces,
     assert catalogue.table.drop_columns("heading").equals(one.table.drop_columns("heading"))
     if small_pieces:
         assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_files_may_hold_texts_in_any_form(parquet):
+    pq.write_table(rows(6, 2, city=pa.array(["a", "b"]).dictionary_encode()), parquet / "year=2020/part-1.parquet")
+    pq.write_table(rows(8, 2, city=pa.array(["c", "d"], pa.large_string())), parquet / "year=2020/part-2.parquet")
+    pq.write_table(rows(10, 1, city=["e"]), parquet / "year=2020/part-3.parquet")
+    assert read_columns(parquet, {"city"})["city"].to_pylist() == [None] * 6 + ["a", "b", "c", "d", "e"]
+
+
+def test_texts_repeated_endlessly_are_not_read(parquet, monkeypatch):
+    size = sum(file.stat().st_size for file in parquet.rglob("*.parquet"))
+    monkeypatch.setattr(table_files, "_MIN_MEMORY", 0)
+    assert len(read_columns(parquet, {"city"})) == 6
+    pq.write_table(rows(6, 1000, city=["x" * size] * 1000), parquet / "year=2020/part-1.parquet")
+    with pytest.raises(ValueError, match=r"set cannot be read: it would take [0-9,]+ bytes of memory, far more than"):
+        read_columns(parquet, {"city"})
 
 
 def test_rows_without_a_position_are_skipped_in_every_piece(small_pieces, parquet, tmp_path):

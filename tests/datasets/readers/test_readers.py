@@ -394,7 +394,7 @@ def test_files_that_are_no_dbstruct_are_refused(tmp_path, struct_images):
             read_dbstruct(tmp_path / f"{name}.mat", struct_images)
 
 
-@pytest.mark.parametrize("save", [save_v5, save_v73])
+@pytest.mark.parametrize("save", [pytest.param(save_v5, marks=pytest.mark.slow), save_v73])
 def test_a_broken_dbstruct_is_one_sentence(tmp_path, struct_images, save):
     save(tmp_path / "good.mat", STRUCT)
     good, broken = (tmp_path / "good.mat").read_bytes(), tmp_path / "broken.mat"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,22 @@ import pytest
 from indexes import blurred, command, localized
 from qdrant_server import qdrant_server
 from serving import serving
+from small_indexes import images, small_index, stored
 
 from progeo.cli import main
+from progeo.features.store import ReorderedRows
+from progeo.localization.building import part_format
 from progeo.localization.engines.collection import Points
+from progeo.localization.engines.connecting import engine_metadata
+from progeo.localization.engines.edge import EdgeCollection
+from progeo.localization.engines.options import EngineOptions
 from progeo.localization.engines.points import part_key, point_id
-from progeo.localization.engines.writer import engine_writer
-from progeo.localization.index_folder import read_metadata
-from progeo.localization.place_index import open_place_index
+from progeo.localization.engines.writer import EngineWriter, engine_writer
+from progeo.localization.index_folder import commit, new_file, new_parts, read_metadata
+from progeo.localization.part_files import NewRows, write_part
+from progeo.localization.place_index import index_images, open_place_index
+from progeo.localization.removed_rows import with_removed
+from progeo.places.catalogue import Catalogue
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +110,31 @@ def test_points_of_a_command_that_was_killed_are_deleted_by_the_next_one(folders
     assert collection.count(None) == count + 7
     command("index add", cache, folder=folders / "second", index=index)
     assert collection.count(None) == read_metadata(index).num_rows
+
+
+def test_images_that_are_committed_while_points_are_deleted_keep_theirs(small_encoder, tmp_path):
+    engine = engine_metadata(EngineOptions(engine="qdrant"), tmp_path / "index", "me")
+    index = small_index(tmp_path / "index", small_encoder, tmp_path, count=9, kind="qdrant", engine=engine)
+    metadata = read_metadata(index)
+    with new_file(index, "removed", ".npy") as path:
+        assert commit(index, metadata, with_removed(metadata, path, np.array([4])))
+    table, values = images("b", 3)
+
+    class Meanwhile(EdgeCollection):
+        def delete_points(self, ids):
+            before = read_metadata(index)
+            assert commit(index, before, replace(before, parts=(*before.parts, added)))
+            super().delete_points(ids)
+
+    collection = Meanwhile(index / "qdrant")
+    with new_parts(index, 1) as (folder,):
+        rows = NewRows(
+            ReorderedRows(stored(tmp_path / "added", values), np.arange(3)),
+            lambda first, last: index_images(Catalogue(tmp_path, table[first:last])),
+        )
+        added = write_part(folder, (0, 3), rows, part_format(index, metadata))
+        EngineWriter(collection, engine, "encoder").tidy(index)
+    assert collection.parts() == {part_key(read_metadata(index).parts[0].engine_id): 8, part_key(added.engine_id): 3}
 
 
 def test_removed_images_are_not_found_and_their_points_deleted(folders, encoder, cache, tmp_path):

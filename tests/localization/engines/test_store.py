@@ -1,8 +1,10 @@
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import adding_points
 import faiss
@@ -12,11 +14,13 @@ import pytest
 from qdrant_server import qdrant_server
 
 from progeo.localization.engines.connecting import connect, engine_metadata
+from progeo.localization.engines.edge import EdgeCollection
 from progeo.localization.engines.options import EngineOptions
 from progeo.localization.engines.points import keys_and_rows, part_key, point_id
 from progeo.localization.engines.store import EngineStore
 from progeo.localization.engines.writer import EngineWriter
 from progeo.localization.index_metadata import PartMetadata
+from progeo.localization.part_files import NewRows, PartFormat, write_part
 from progeo.localization.restriction import Restriction
 from progeo.places.catalogue import Catalogue
 from progeo.places.nearby import HeadingRange, Near, haversine_m, looks_toward
@@ -51,6 +55,7 @@ def images(num, seed):
     latitude[-1] = longitude[-1] = np.nan
     columns = {"east": np.zeros(num), "north": np.zeros(num), "zone": np.zeros(num, np.int8)}
     columns |= {"heading": np.where(np.arange(num) % 5 == 0, np.nan, random.uniform(-180, 720, num))}
+    columns["heading"][1] = -1e-15  # which is 360 modulo 360
     paths = pa.array([f"/images/{seed}/{row}.jpg" for row in range(num)], pa.large_string())
     return Catalogue(
         Path("/images"), pa.table({"path": paths, **columns, "latitude": latitude, "longitude": longitude})
@@ -139,9 +144,10 @@ def allowed_by(among):
     return np.flatnonzero(is_allowed)
 
 
+HEADINGS = [(0, 40), (5, 5), (350, 30), (-170, 30), (500, 179), (90, 180)]
 RESTRICTIONS = [
     *(Restriction(Near(*center, 900.0)) for center in CENTERS),
-    *(Restriction(None, HeadingRange(*each)) for each in [(0, 40), (350, 30), (-170, 30), (500, 179), (90, 180)]),
+    *(Restriction(None, HeadingRange(*each)) for each in HEADINGS),
     Restriction(Near(*CENTERS[1], 1200.0), HeadingRange(10, 90)),
     Restriction(Near(0.0, 0.0, 1e8)),
 ]
@@ -201,6 +207,85 @@ def test_a_killed_command_resumes(url, tmp_path):
     assert writer.collection.parts() == {part_key(mine.engine_id): 1000}
     writer.add(mine.engine_id, Rows(values, unread=1000), catalogue)
     opened(writer, [mine]).check()
+
+
+def test_points_of_which_the_first_were_deleted_are_stored_again(tmp_path):
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    values, catalogue = np.random.default_rng(0).standard_normal((2500, 4)).astype(np.float32), images(2500, 7)
+    writer, mine = EngineWriter(connect(engine, tmp_path), engine, "encoder"), part("mine", 2500)
+    writer.add(mine.engine_id, Rows(values), catalogue)
+    writer.collection.delete_points([point_id(part_key(mine.engine_id), row) for row in range(1000)])
+    writer.add(mine.engine_id, Rows(values), catalogue)
+    assert writer.collection.parts() == {part_key(mine.engine_id): 2500}
+
+
+def test_points_of_a_killed_command_are_taken_only_if_their_descriptors_are_the_same(tmp_path):
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    writer, catalogue = EngineWriter(connect(engine, tmp_path), engine, "encoder"), images(1000, 7)
+    form = PartFormat({}, None, 10**6, writer=writer)
+
+    def written(values):
+        shutil.rmtree(tmp_path / "part_00000", ignore_errors=True)
+        (tmp_path / "part_00000").mkdir()
+        rows = NewRows(Rows(values), lambda first, last: catalogue.take(np.arange(first, last)))
+        return write_part(tmp_path / "part_00000", (0, 1000), rows, form)
+
+    values = np.random.default_rng(0).standard_normal((1000, 4)).astype(np.float32)
+    first, same, other = written(values), written(values), written(values + 100)
+    assert first.engine_id == same.engine_id != other.engine_id
+    found = opened(writer, [other]).search(values[:5] + 100, 1, probes=1, refine=0)
+    assert found.rows[:, 0].tolist() == [0, 1, 2, 3, 4] and found.distances.max() < 1e-4
+
+
+class Recorded(EdgeCollection):
+    """A collection that records the number of queries and of points of each search."""
+
+    def search(self, queries, filters, count, **options):
+        self.searches = [*getattr(self, "searches", []), (len(queries), count)]
+        return super().search(queries, filters, count, **options)
+
+
+def test_points_of_another_command_that_adds_images_are_passed_over_at_once(tmp_path):
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    values = {"first": DESCRIPTORS["first"], "second": DESCRIPTORS["second"] / 100}  # nearer to the origin
+    stored(engine, tmp_path, values)
+    writer = EngineWriter(Recorded(tmp_path / "edge"), engine, "encoder")
+    found = opened(writer, [PARTS["first"]]).search(np.zeros((1, 8), np.float32), 10, probes=1, refine=0)
+    assert found.rows[0].tolist() == np.argsort(np.linalg.norm(values["first"], axis=1))[:10].tolist()
+    assert writer.collection.searches == [(1, 10), (1, 20)]
+
+
+def test_long_queries_are_sent_a_few_at_a_time(tmp_path):
+    class Nothing(Recorded):
+        def search(self, queries, filters, count, **options):
+            self.searches = [*getattr(self, "searches", []), len(queries)]
+            return [[]] * len(queries)
+
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    writer = EngineWriter(Nothing(tmp_path / "edge"), engine, "encoder")
+    assert (opened(writer).search(np.zeros((5, 2**18), np.float32), 3, probes=1, refine=0).rows == -1).all()
+    assert writer.collection.searches == [2, 2, 1]
+
+
+def test_an_engine_that_refuses_a_search_is_no_error_of_the_query(tmp_path):
+    with qdrant_server() as (url, _):
+        engine = engine_of(url, tmp_path)
+        store = opened(EngineWriter(connect(engine, tmp_path), engine, "encoder"))
+        with pytest.raises(ConnectionError, match=r"^There is no collection index_\d+ of the Qdrant server"):
+            store.search(QUERIES, 3, probes=1, refine=0)
+
+
+def test_a_disk_without_room_is_one_sentence(tmp_path, monkeypatch):
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    writer = stored(engine, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2e8))
+    with pytest.raises(OSError, match=r"has room for 200 MB, and Qdrant Edge needs 268 MB: make room, and run"):
+        writer.add("part_00002 0", Rows(DESCRIPTORS["first"]), CATALOGUES["first"])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**28))
+    with pytest.raises(OSError, match=r"has room for 268 MB, and Qdrant Edge needs "):  # that of its files, too
+        writer.collection.optimize()
+    writer.collection.delete_part("0" * 16)
+    opened(writer).check()
 
 
 @pytest.mark.parametrize(
