@@ -151,9 +151,8 @@ def test_images_added_while_an_index_is_compacted_are_there(folder, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["add", "remove", "compact", "check"])
-@pytest.mark.parametrize("kind", ["Flat", "IVF2,Flat"])
-def test_files_that_another_command_replaces_meanwhile_are_no_fault(verb, kind, small_encoder, tmp_path, monkeypatch):
-    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=5, kind=kind)
+def test_files_that_another_command_replaces_meanwhile_are_no_fault(verb, small_encoder, tmp_path, monkeypatch):
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=5, kind="IVF2,Flat")
     add(open_place_index(folder), tmp_path, "b", 20)
     module, function = {
         "add": ("adding", "part_format"),
