@@ -84,7 +84,7 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
         known = rows_in_index(index, absolute_images(images))
         new = descriptors.without(known)
         if not len(new):
-            return
+            break
         try:
             if _added(index, images.without(new.missing), new):
                 break
