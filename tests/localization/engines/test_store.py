@@ -380,6 +380,14 @@ def test_two_stores_of_one_process_share_what_one_process_can_open(tmp_path):
     )
 
 
+def test_a_store_that_takes_the_place_of_a_removed_one_is_opened(tmp_path):
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    removed = stored(engine, tmp_path)
+    shutil.rmtree(tmp_path / "edge")
+    new = stored(engine, tmp_path, {"first": DESCRIPTORS["first"]})
+    assert [len(each.collection.parts()) for each in (removed, new)] == [2, 1]
+
+
 def test_a_search_by_heading_or_place_needs_some_that_are_known(writer):
     store = opened(writer, [part("first", 300, num_degrees=0, num_headings=0)])
     with pytest.raises(ValueError, match="`heading` cannot be used: no heading is known in index"):
