@@ -19,7 +19,7 @@ from progeo.localization.index_folder import (
     new_file,
     new_parts,
     read_metadata,
-    remove_unused_data,
+    with_current,
 )
 from progeo.localization.index_metadata import IndexMetadata, PartMetadata, check_format
 from progeo.localization.part_files import NewRows, known_rows, open_parts, write_part
@@ -35,6 +35,8 @@ from progeo.localization.removed_rows import open_removed, with_removed
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import check_zones
 
+_MANY_PARTS = 32
+"""Number of times the parts that its images need that an index may have."""
 _DESCRIPTORS_DEPEND_ON = ("encoder", "image_size", "database_preprocessing", "orientation")
 """Fields of `IndexMetadata` that the descriptors depend on."""
 _PARTS_DEPEND_ON = ("trained_file", "stores_features")
@@ -82,7 +84,7 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
         known = rows_in_index(index, absolute_images(images))
         new = descriptors.without(known)
         if not len(new):
-            return
+            break
         try:
             if _added(index, images.without(new.missing), new):
                 break
@@ -93,9 +95,20 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
         before, index = index, open_place_index(index.folder, index.processor)
         if not _agree(index.metadata, before.metadata, _DESCRIPTORS_DEPEND_ON):
             raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
-    remove_unused_data(index.folder)
+    finish_update(index.folder)
     if (writer := engine_writer(index.folder, index.metadata)) is not None:
         writer.tidy(index.folder)
+    else:
+        with_current(index.folder, lambda metadata: _warn_of_many_parts(index.folder, metadata))
+
+
+def _warn_of_many_parts(folder: Path, metadata: IndexMetadata) -> None:
+    needed = len(part_format(folder, metadata).cuts(metadata.images))
+    if len(metadata.parts) > _MANY_PARTS * needed:
+        LOGGER.warning(
+            "%s has %d parts, and its images need %d: run `progeo index compact` to search faster",
+            *(folder, len(metadata.parts), needed),
+        )
 
 
 def _added(index: PlaceIndex, images: Catalogue, descriptors: Rows) -> bool:

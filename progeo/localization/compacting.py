@@ -16,7 +16,7 @@ from progeo.evaluation.parts import Part, Parts
 from progeo.evaluation.search import load_index, save_index
 from progeo.localization.building import log_compressed, part_format, save_parts, write_index
 from progeo.localization.former_format import FormerFiles
-from progeo.localization.index_folder import finish_update, new_file, read_metadata, remove_unused_data, with_current
+from progeo.localization.index_folder import finish_update, new_file, read_metadata, with_current
 from progeo.localization.index_metadata import EXACT, FORMAT, IndexMetadata
 from progeo.localization.part_files import NewRows, OpenedPart, open_parts
 from progeo.localization.removed_rows import open_removed
@@ -43,7 +43,7 @@ def compact_place_index(folder: Path) -> None:
         raise ValueError(f"{folder} is searched by {engine.name}, which compacts what it holds itself.")
     while not with_current(folder, lambda metadata: _compacted(folder, metadata)):
         LOGGER.info("another command changed %s meanwhile: compacting what it holds now", folder)
-    remove_unused_data(folder)
+    finish_update(folder)
 
 
 def _compacted(folder: Path, metadata: IndexMetadata) -> bool:

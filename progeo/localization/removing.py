@@ -16,7 +16,6 @@ from progeo.localization.index_folder import (
     finish_update,
     new_file,
     read_metadata,
-    remove_unused_data,
     with_current,
 )
 from progeo.localization.index_metadata import IndexMetadata, check_format
@@ -87,7 +86,7 @@ def remove_from_place_index(folder: Path, choice: Choice) -> None:
     attempts = count()
     while not with_current(folder, lambda current: _removed(folder, current, choice, is_first=next(attempts) == 0)):
         LOGGER.info("another command changed %s meanwhile: removing from what it holds now", folder)
-    remove_unused_data(folder)
+    finish_update(folder)
     if (writer := engine_writer(folder, read_metadata(folder))) is not None:
         writer.tidy(folder)
 
