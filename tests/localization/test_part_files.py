@@ -49,7 +49,7 @@ def test_the_faiss_index_of_a_part_takes_half_a_gigabyte_at_most(kind, row_bytes
     index.train(np.zeros((1, DIM), np.float32))
     save_index(index, tmp_path / "trained.faiss")
     most = PartFormat({}, tmp_path / "trained.faiss", 10**9).max_rows
-    assert most * (row_bytes + 8) <= 2**29 < (most + 1) * (row_bytes + 9)
+    assert most * (row_bytes + 8) <= 2**28 < (most + 1) * (row_bytes + 9)
     assert PartFormat({}, tmp_path / "trained.faiss", 99).max_rows == 99
 
 
