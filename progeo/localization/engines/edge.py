@@ -21,6 +21,8 @@ _SHARD, _CONTENTS = "shard", "collection.json"
 _MAX_PARTS = 100_000
 _MIN_FREE_BYTES = 2**28
 """Room on the disk that is not used: Qdrant Edge maps sparse files, and the system kills a process that finds none."""
+_MIN_OPENING_BYTES = 2**26
+"""The same for opening it, which may write to its log."""
 _BLOCK_BYTES = 512
 _LOCK = threading.Lock()
 _OPEN: "WeakValueDictionary[tuple[Path, int], _Shard]" = WeakValueDictionary()
@@ -145,7 +147,8 @@ class EdgeCollection:
     def optimize(self) -> None:
         """Build graphs of large segments, which takes longer than to store them."""
         files = (path.stat() for path in self.folder.rglob("*"))
-        _check_room(self.folder, sum(_BLOCK_BYTES * file.st_blocks for file in files))  # which may be written anew
+        num_bytes = sum(_BLOCK_BYTES * file.st_blocks for file in files)  # which may be written anew
+        _check_room(self.folder, num_bytes + _MIN_FREE_BYTES)
         with self._in_words():
             self._opened().optimize()
             self._opened().flush()
@@ -167,6 +170,7 @@ class EdgeCollection:
             with _LOCK:
                 shard = _OPEN.get(key)
                 if shard is None:
+                    _check_room(self.folder, _MIN_OPENING_BYTES)
                     shard = _OPEN[key] = _Shard(self.types.EdgeShard.load(str(path)))
             self._shard = shard
         return self._shard.calls
@@ -188,9 +192,8 @@ class EdgeCollection:
             raise ValueError(f"The Qdrant Edge in {self.folder} cannot be used: {reason}.") from None
 
 
-def _check_room(folder: Path, needed_bytes: int = 0) -> None:
-    free, needed_bytes = shutil.disk_usage(folder).free, needed_bytes + _MIN_FREE_BYTES
-    if free < needed_bytes:
+def _check_room(folder: Path, needed_bytes: int = _MIN_FREE_BYTES) -> None:
+    if (free := shutil.disk_usage(folder).free) < needed_bytes:
         raise OSError(
             f"The disk of {folder} has room for {free / 1e6:,.0f} MB, and Qdrant Edge needs {needed_bytes / 1e6:,.0f} "
             f"MB: make room, and run this command again."

@@ -286,6 +286,10 @@ def test_a_disk_without_room_is_one_sentence(tmp_path, monkeypatch):
         writer.collection.optimize()
     writer.collection.delete_part("0" * 16)
     opened(writer).check()
+    del writer
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=6e7))
+    with pytest.raises(OSError, match=r"has room for 60 MB, and Qdrant Edge needs 67 MB"):
+        connect(engine, tmp_path).parts()
 
 
 @pytest.mark.parametrize(
