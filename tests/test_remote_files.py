@@ -193,6 +193,7 @@ def test_the_folder_that_holds_all_folders(folders, root, names):
             ValueError,
             "holds 'a::b.jpg', which no URL can name",
         ),
+        (lambda: RemotePath("https://host/city?sig=1").entries(), ValueError, "no folder: what follows"),
         (lambda: RemotePath("tar://::a.tar"), ValueError, r"a.tar is none of .* is called tar://::file:///"),
         (lambda: RemotePath("ftp://me:secret@host/a"), ValueError, "must not hold a password"),
         (lambda: index_catalogue(RemotePath("memory://progeo_test/none")), FileNotFoundError, "There is no memory://"),
