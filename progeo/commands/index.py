@@ -121,7 +121,7 @@ def remove_from_index(
     if sum(given is not None for given in (folder, paths, near)) != 1:
         raise ValueError("Images to remove are chosen by one of `folder`, `paths` and `near`: give one of them.")
     if folder is not None:
-        choice = in_folder(path_of(str(folder)))
+        choice = in_folder(path_of(folder))
     else:
         choice = with_paths(paths) if paths is not None else near_position(parse_near(near or ""))
     with locked_if_free(index, wait=wait):

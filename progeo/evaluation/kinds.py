@@ -20,8 +20,10 @@ _ROWS_PER_LIST, _MIN_ROWS_PER_LIST = 64, 32
 """Number of rows that each inverted list is clustered from, if there are as many, and by default at least."""
 _MAX_TRAINING_CODES = 2**16
 """Number of rows that codes are trained on, of which faiss takes no more either."""
-_PROBES, _REFINE = 64, 200
-"""Numbers of lists that are visited and of rows that are compared exactly by default."""
+_LISTS_PER_VISIT = 4
+"""Number of lists of which a search visits one by default: a quarter of them."""
+_REFINE = 200
+"""Number of rows that are compared exactly by default."""
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _CODE_LOCATION = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
@@ -61,8 +63,9 @@ def default_kind(num_rows: int, width: int) -> IndexKind:
     """Return the kind of an index of rows (N, D): exact, or for many rows lists of codes of one bit a dimension."""
     if num_rows < _MAX_EXACT:
         return IndexKind("Flat", probes=1, refine=0)
-    lists = min(2 * num_rows**0.5, _MAX_TRAINING_VALUES / width / _MIN_ROWS_PER_LIST)
-    return IndexKind(f"IVF{2 ** max(0, round(math.log2(lists)))},RaBitQ", probes=_PROBES, refine=_REFINE)
+    wanted = min(2 * num_rows**0.5, _MAX_TRAINING_VALUES / width / _MIN_ROWS_PER_LIST)
+    lists = 2 ** max(0, round(math.log2(wanted)))
+    return IndexKind(f"IVF{lists},RaBitQ", probes=max(1, lists // _LISTS_PER_VISIT), refine=_REFINE)
 
 
 def default_refine(index: faiss.Index) -> int:

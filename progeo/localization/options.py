@@ -27,7 +27,7 @@ class IndexOptions:
     the images of its most likely map cells only. null takes Flat below 200,000 rows, else RaBitQ in inverted lists."""
     probes: PositiveInt | None = None
     """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index or one of cells uses it. null is
-    64 for the index that faiss null chooses, and 16 for others."""
+    a quarter of the lists that faiss null chooses, and 16 of others; calibrate --max_loss finds how few suffice."""
     refine: PositiveInt | None = None
     """Number of best rows of a search that are compared exactly, with float16 descriptors on disk; at least as many as
     are returned. null takes 200 for a kind that stores codes, and none for one that stores descriptors as they are."""

@@ -105,9 +105,10 @@ def _removed(folder: Path, metadata: IndexMetadata, choice: Choice, *, is_first:
     for part in open_parts(folder, metadata):
         found.append(choice(part) + start)
         start += part.metadata.rows
-    after = np.union1d(before, np.concatenate(found))
+    after = np.union1d(before, chosen := np.concatenate(found))
     if (num_new := len(after) - len(before)) == 0:
-        if not is_first:  # they were removed, and another command committed on top of it
+        if len(chosen) or not is_first:  # by a command that was killed, or another one committed on top of it
+            LOGGER.info("these images are removed from %s already", folder)
             return True
         raise ValueError(f"{folder} has none of these images: nothing was removed.")
     if len(after) == metadata.num_rows:

@@ -28,14 +28,15 @@ def rows(tmp_path_factory):
     [
         (1, 256, IndexKind("Flat", 1, 0)),
         (199_999, 256, IndexKind("Flat", 1, 0)),
-        (200_000, 256, IndexKind("IVF1024,RaBitQ", 64, 200)),
-        (1_000_000, 256, IndexKind("IVF2048,RaBitQ", 64, 200)),
-        (5_000_000, 256, IndexKind("IVF4096,RaBitQ", 64, 200)),
-        (41_000_000, 256, IndexKind("IVF16384,RaBitQ", 64, 200)),
-        (41_000_000, 8448, IndexKind("IVF512,RaBitQ", 64, 200)),
+        (200_000, 256, IndexKind("IVF1024,RaBitQ", 256, 200)),
+        (1_000_000, 256, IndexKind("IVF2048,RaBitQ", 512, 200)),
+        (5_000_000, 256, IndexKind("IVF4096,RaBitQ", 1024, 200)),
+        (41_000_000, 256, IndexKind("IVF16384,RaBitQ", 4096, 200)),
+        (41_000_000, 8448, IndexKind("IVF512,RaBitQ", 128, 200)),
+        (200_000, 2**22, IndexKind("IVF1,RaBitQ", 1, 200)),
     ],
 )
-def test_many_rows_are_compressed_in_as_many_lists_as_they_can_be_clustered_into(num_rows, width, kind):
+def test_many_rows_are_compressed_in_lists_of_which_a_quarter_is_visited(num_rows, width, kind):
     assert default_kind(num_rows, width) == kind
 
 

@@ -29,7 +29,7 @@ class ManyRows:
     ("options", "count", "kind"),
     [
         (IndexOptions(), 199_999, IndexKind("Flat", 1, 0)),
-        (IndexOptions(), 200_000, IndexKind("IVF1024,RaBitQ", 64, 200)),
+        (IndexOptions(), 200_000, IndexKind("IVF1024,RaBitQ", 256, 200)),
         (IndexOptions(probes=7, refine=50), 200_000, IndexKind("IVF1024,RaBitQ", 7, 50)),
         (IndexOptions(faiss="Flat"), 10**6, IndexKind("Flat", 16, 0)),
         (IndexOptions(faiss="PQ64", probes=3, refine=40), 10, IndexKind("PQ64", 3, 40)),

@@ -1,6 +1,7 @@
 """Place indexes whose inverted lists are map cells."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -164,11 +165,20 @@ def test_the_fewest_probes_with_the_allowed_loss_are_stored(made, cache, tmp_pat
     assert metadata.probes == 1
 
 
-def test_probes_of_any_inverted_lists_can_be_chosen(made, city, encoder, cache, tmp_path):
-    options = {"folder": city / "train", "faiss": "IVF20,Flat", "probes": 9}
+@pytest.mark.parametrize("kind", ["IVF20,Flat", "IVF20,RaBitQ", "IVF20,SQ8,RFlat"])
+def test_probes_of_any_inverted_lists_can_be_chosen_also_in_several_parts(
+    kind, made, city, encoder, cache, tmp_path, capsys
+):
+    options = {"folder": city / "train", "faiss": kind, "probes": 9, "part_rows": 50}
     command("index build", cache, encoder=encoder, out=tmp_path / "index", **options)
     command("index calibrate", cache, folder=made / "photos", index=tmp_path / "index", max_loss=100)
-    assert open_place_index(tmp_path / "index").metadata.probes == 1
+    opened = open_place_index(tmp_path / "index")
+    assert (opened.metadata.probes, len(opened.parts) > 1) == (1, True)
+    read = [
+        float(each)
+        for each in re.findall(r"probes +(?:1|20) +R@1 .* (\d+\.\d+) % of the rows", capsys.readouterr().err)
+    ]
+    assert (read[0] < 30, read[1]) == (True, 100)
 
 
 @pytest.mark.parametrize(
