@@ -88,6 +88,8 @@ class RemotePath:
     def around(self) -> tuple[str, Callable[[str], str], str]:
         """What comes before and after a name in the URL of a file of this folder, and how the name is quoted there."""
         protocol, path, archive = self.parts
+        if protocol.endswith(_QUOTED) and "?" in path:
+            raise ValueError(f"{self.url} is no folder: what follows ? would come before the names of its files.")
         before = f"{protocol}{path}" if not path or path.endswith("/") else f"{protocol}{path}/"
         return before, quote if protocol.endswith(_QUOTED) else str, archive
 
@@ -120,16 +122,15 @@ class RemotePath:
 
     def entries(self) -> list[tuple[str, bool]]:
         """List the names of what the folder holds, and whether they are folders."""
-        return self._attempt(self._entries)
+        unquoted = str if self.around[1] is str else unquote
+        names = [(unquoted(name), is_folder) for name, is_folder in self._attempt(self._entries)]
+        return [(name, is_folder) for name, is_folder in names if name and "/" not in name]
 
     def _entries(self, system: Any, path: str) -> list[tuple[str, bool]]:
         inside = f"{path.rstrip('/')}/" if path else ""
         details = system.ls(path, detail=True)
         system.invalidate_cache(path)  # or a city of millions would stay in memory
-        names = [(each["name"].rstrip("/").removeprefix(inside), each["type"] == "directory") for each in details]
-        if self.around[1] is not str:
-            names = [(unquote(name), is_folder) for name, is_folder in names]
-        return [(name, is_folder) for name, is_folder in names if name and "/" not in name]
+        return [(each["name"].rstrip("/").removeprefix(inside), each["type"] == "directory") for each in details]
 
     @property
     def is_parallel(self) -> bool:

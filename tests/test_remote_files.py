@@ -22,7 +22,7 @@ from progeo.data.datasets import CatalogueImages
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import build_loader, read_batches
 from progeo.files import each_file
-from progeo.places.catalogue import read_catalogue
+from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.paths import find_paths
 from progeo.places.scanning import index_catalogue
 from progeo.remote_files import RemotePath, is_remote, name_in, path_in, path_of, shared_folder
@@ -111,6 +111,18 @@ def test_images_of_a_web_server_are_those_of_the_folder(kind, city):
 
 
 @pytest.mark.slow
+def test_a_list_of_urls_names_the_images_of_a_web_server(city):
+    index_catalogue(city, city.parent / "local")
+    with web_server(city.parent) as root:
+        table = read_catalogue(city.parent / "local").table
+        urls = Catalogue(RemotePath(f"{root}/city"), table).full_paths().to_pylist()
+        assert "%" in urls[0]
+        (city.parent / "list.txt").write_text("\n".join(urls), encoding="utf-8")
+        index_catalogue(RemotePath(f"{root}/city"), city.parent / "listed", listings=[city.parent / "list.txt"])
+        assert read_catalogue(city.parent / "listed").table.equals(table)
+
+
+@pytest.mark.slow
 def test_a_file_of_a_web_server_that_fails_is_not_missing(city, monkeypatch):
     monkeypatch.setattr(remote_files, "_WAITS_S", (0.0, 0.0))
     failures = []
@@ -193,6 +205,7 @@ def test_the_folder_that_holds_all_folders(folders, root, names):
             ValueError,
             "holds 'a::b.jpg', which no URL can name",
         ),
+        (lambda: RemotePath("https://host/city?sig=1").entries(), ValueError, "no folder: what follows"),
         (lambda: RemotePath("tar://::a.tar"), ValueError, r"a.tar is none of .* is called tar://::file:///"),
         (lambda: RemotePath("ftp://me:secret@host/a"), ValueError, "must not hold a password"),
         (lambda: index_catalogue(RemotePath("memory://progeo_test/none")), FileNotFoundError, "There is no memory://"),

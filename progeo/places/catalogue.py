@@ -184,7 +184,7 @@ class Catalogue:
         if isinstance(self.folder, RemotePath):
             before, quoted, after = self.folder.around
         else:
-            before, quoted, after = os.path.join(self.folder.resolve(), ""), str, ""  # noqa: PTH118, ends with one /
+            before, quoted, after = _with_slash(self.folder), str, ""
         inner = names if quoted is str else pa.chunked_array([_each(quoted, part) for part in names.chunks], names.type)
         first, last, nothing = (pa.scalar(text, names.type) for text in (before, after, ""))
         return pc.if_else(are_absolute(names), names, pc.binary_join_element_wise(first, inner, last, nothing))
@@ -300,6 +300,11 @@ def count_repeated(names: pa.ChunkedArray) -> int:
     return int((hashes[1:] == hashes[:-1]).sum())
 
 
+def _with_slash(folder: Path) -> str:
+    """Return the absolute path of a folder with one slash at its end, also of the root folder."""
+    return os.path.join(folder.resolve(), "")  # noqa: PTH118
+
+
 def _bytes_of(texts: pa.LargeStringArray) -> memoryview:
     """Return the bytes of some texts one after another, without copying them."""
     ends = np.frombuffer(texts.buffers()[1], np.int64, len(texts) + 1, texts.offset * 8)
@@ -316,16 +321,15 @@ def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
     if root != folder:
         _LOGGER.info("the images of %s lie in %s", folder, root)
     leads = are_absolute(paths)
-    if root == Path("/"):  # of local files and URLs that no other folder holds
-        leads = pc.and_(leads, False)
-    elif pc.any(leads).as_py():
-        inside = root.around[0] if isinstance(root, RemotePath) else f"{root.resolve()}/"
+    if pc.any(leads).as_py():
+        inside = root.around[0] if isinstance(root, RemotePath) else _with_slash(root)
         leads = pc.and_not(leads, pc.starts_with(paths, inside))
     if _holds(b"..", paths):
         leads = pc.or_(leads, pc.match_substring_regex(paths, r"(^|/)\.\.(/|$)"))
     if pc.any(leads).as_py():
         rows = np.flatnonzero(leads.to_numpy())
-        _LOGGER.warning(
+        _LOGGER.log(
+            logging.INFO if root == Path("/") else logging.WARNING,  # local files and URLs have no other folder
             "%d of %d paths of %s lead out of %s, the first is %s",
             *(len(rows), len(catalogue), folder, root, catalogue.name(int(rows[0]))),
         )

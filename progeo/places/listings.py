@@ -104,8 +104,19 @@ def _of_lines(batches: Iterable[pa.Array], root: Path | RemotePath) -> Iterator[
     for lines in batches:
         form = form or next(each for each in _FORMS if re.search(each.line, lines[0].as_py()) or each is _FORMS[-1])
         names = pc.struct_field(pc.extract_regex(lines, form.line), "name").drop_null()
-        prefixes = [_key_prefix(root)] if form.names_keys else _prefixes(root)
-        yield _below(names, prefixes, may_be_relative=not form.names_keys)
+        if form.names_keys:
+            yield _below(names, [_key_prefix(root)], may_be_relative=False)
+        else:
+            yield _below(_unquoted(names, root), _prefixes(root), may_be_relative=True)
+
+
+def _unquoted(names: pa.Array, root: Path | RemotePath) -> pa.Array:
+    """Return the names of the files of a web server, which are quoted in URLs, for those that lie in a folder of it."""
+    if not isinstance(root, RemotePath) or root.around[1] is str:
+        return names
+    before = root.around[0]
+    texts = (root.relative(name) if name.startswith(before) else name for name in names.to_pylist())
+    return pa.array(texts, pa.large_string())
 
 
 def _of_inventory(batches: Iterable[pa.RecordBatch], listing: Path, root: Path | RemotePath) -> Iterator[pa.Array]:

@@ -84,12 +84,14 @@ def test_images_of_several_zones_keep_them(tmp_path):
     assert np.ptp(positions_m(together)[0][:, 0]) == 1e6
 
 
-def test_a_folder_and_a_url_make_one_catalogue(folders, tmp_path):
+def test_a_folder_and_a_url_make_one_catalogue(folders, tmp_path, caplog):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         archive.writestr(image(500007), b"there")
+    caplog.set_level("INFO")
     index_together([folders[1], RemotePath(f"zip://::file://{tmp_path}/two.zip")], tmp_path / "all")
     together = read_catalogue(tmp_path / "all")
     assert together.path(0) == folders[1].resolve() / image(500003)
+    assert f"1 of 2 paths of {tmp_path}/all lead out of /, the first is zip://@500007@" in caplog.text
     assert together.full_paths().to_pylist() == [str(together.path(row)) for row in range(2)]
     assert together.path(1).read_bytes() == b"there"
     np.testing.assert_array_equal(degrees_of(together)[:, 0], degrees_of(read_catalogue(folders[1]))[:, 0])

@@ -1,11 +1,9 @@
 """Tables larger than memory: made batch by batch in a temporary file, which is mapped into memory."""
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import chain
-from pathlib import Path
+from mmap import ACCESS_READ, mmap
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +22,8 @@ def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
 def joined(pieces: Iterable[pa.Table]) -> pa.Table:
     """Join tables of the same columns, at least one; if they have many rows, in a temporary file that is mapped.
 
-    The file lies where temporary files do, which the environment variable TMPDIR changes, and is removed at once: the
-    system keeps what is mapped.
+    The file lies where temporary files do, which the environment variable TMPDIR changes, and has no name from the
+    beginning, so that none is left of a process that is killed: the system keeps what is mapped.
     """
     pieces = iter(pieces)
     held, num_rows = [], 0
@@ -47,14 +45,10 @@ def filtered(table: pa.Table, keep: np.ndarray) -> pa.Table:
 
 
 def _mapped(pieces: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    file, name = tempfile.mkstemp(prefix="progeo_", suffix=".arrow")
-    os.close(file)
-    path = Path(name)
-    try:
-        with pa.ipc.new_file(name, schema) as writer:
+    with tempfile.TemporaryFile(prefix="progeo_") as file:
+        with pa.ipc.new_file(file, schema) as writer:
             for piece in pieces:
                 writer.write_table(piece.combine_chunks())
-        return pa.ipc.open_file(pa.memory_map(name)).read_all()
-    finally:
-        with suppress(PermissionError):  # on Windows, where it stays until its folder is tidied
-            path.unlink()
+        file.flush()
+        content = mmap(file.fileno(), 0, access=ACCESS_READ)
+    return pa.ipc.open_file(pa.py_buffer(content)).read_all()

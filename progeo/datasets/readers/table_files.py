@@ -1,7 +1,7 @@
 """Table files as columns: CSV as written by spreadsheets and programs, Parquet, and GeoJSON points."""
 
 import csv
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import reduce
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def read_columns(file: Path, texts: Set[str], needs: Callable[[str], bool] = boo
 
     Args:
         file: .csv, .tsv, .parquet or .geojson; or a folder of .parquet files at any depth, read in the order of their
-            paths, where folders called NAME=VALUE are a column, too.
+            paths, where folders called NAME=VALUE are a column of texts, too, unless files have one of that name.
         texts: names of columns, in lower case, that hold no numbers.
         needs: returns whether a column of a folder of files is needed; the others are not read if any is.
 
@@ -116,11 +116,7 @@ def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
     files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file())
     if not files:
         raise ValueError(f"{folder}: a table is a file, or a folder of .parquet files, and there is none in it.")
-    texts = {field.name for file in files for field in pa_parquet.read_schema(file) if _is_text(field.type)}
-    form = pa_dataset.ParquetFileFormat(read_options=pa_dataset.ParquetReadOptions(dictionary_columns=sorted(texts)))
-    options = pa_dataset.FileSystemFactoryOptions(partitioning=pa_dataset.HivePartitioning.discover())
-    factory = pa_dataset.FileSystemDatasetFactory(pa_fs.LocalFileSystem(), files, form, options)
-    dataset = factory.finish(factory.inspect(promote_options="permissive"))
+    dataset = _dataset(folder, files)
     names = [field.name for field in dataset.schema if not pa.types.is_nested(field.type)]
     needed = list(filter(needs, names)) or names
     yield _decoded(pa.table({name: pa.array([], dataset.schema.field(name).type) for name in needed}))
@@ -130,6 +126,22 @@ def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
         read += _decoded_size(table)
         _check_memory(read, size)
         yield _decoded(table)
+
+
+def _dataset(folder: Path, files: Sequence[str]) -> pa_dataset.Dataset:
+    """Open the Parquet files below a folder, with texts in dictionaries and with a column for each NAME of folders."""
+    fields = [field for file in files for field in pa_parquet.read_schema(file)]
+    texts = {field.name for field in fields if _is_text(field.type)}
+    form = pa_dataset.ParquetFileFormat(read_options=pa_dataset.ParquetReadOptions(dictionary_columns=sorted(texts)))
+    folders = dict.fromkeys(part for file in files for part in Path(file).relative_to(folder).parent.parts)
+    keys = {key: pa.string() for key, is_key, _ in (part.partition("=") for part in folders) if is_key}
+    for field in fields:
+        keys.pop(field.name, None)  # the values in the files
+    options = pa_dataset.FileSystemFactoryOptions(
+        partitioning=pa_dataset.HivePartitioning(pa.schema(keys)), partition_base_dir=str(folder)
+    )
+    factory = pa_dataset.FileSystemDatasetFactory(pa_fs.LocalFileSystem(), files, form, options)
+    return factory.finish(factory.inspect(promote_options="permissive"))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -64,6 +64,30 @@ def test_files_may_hold_texts_in_any_form(parquet):
     assert read_columns(parquet, {"city"})["city"].to_pylist() == [None] * 6 + ["a", "b", "c", "d", "e"]
 
 
+def test_the_file_of_a_large_table_has_no_name_that_a_killed_process_would_leave(monkeypatch, tmp_path):
+    monkeypatch.setattr(mapped_tables, "_ROWS_IN_MEMORY", 3)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = []
+
+    def pieces():
+        for number in range(3):
+            yield rows(3 * number, 3)
+            names.extend(tmp_path.iterdir())
+
+    assert joined(pieces())["photo"].to_pylist() == [f"{number}.jpg" for number in range(9)]
+    assert names == []
+
+
+def test_values_of_folders_are_texts_unchanged(tmp_path):
+    for month, more in (("01", {}), ("10", {"day": [7]})):
+        (tmp_path / f"a=b/set/month={month}/day=05").mkdir(parents=True)
+        pq.write_table(rows(0, 1, **more), tmp_path / f"a=b/set/month={month}/day=05/part-0.parquet")
+    table = read_columns(tmp_path / "a=b/set", {"city"})
+    assert table["month"].to_pylist() == ["01", "10"]
+    assert table["day"].to_pylist() == [None, 7]
+    assert "a" not in table.column_names
+
+
 def test_texts_repeated_endlessly_are_not_read(parquet, monkeypatch):
     size = sum(file.stat().st_size for file in parquet.rglob("*.parquet"))
     monkeypatch.setattr(table_files, "_MIN_MEMORY", 0)
