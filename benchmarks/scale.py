@@ -9,6 +9,7 @@ memory and writes it at once. Recall is that of an exact search of all rows, or 
 
 import argparse
 import multiprocessing
+import re
 import resource
 import shutil
 import tempfile
@@ -35,6 +36,9 @@ from progeo.features.descriptors import descriptor_metadata
 from progeo.features.store import ShardedRows
 from progeo.localization.adding import add_images
 from progeo.localization.building import rows_in_cell_order, write_index
+from progeo.localization.engines.connecting import engine_metadata
+from progeo.localization.engines.options import EngineOptions
+from progeo.localization.engines.writer import fingerprint_of
 from progeo.localization.index_folder import ENCODER_FOLDER
 from progeo.localization.index_metadata import EXACT, IndexMetadata
 from progeo.localization.place_index import PlaceIndex, open_index
@@ -49,6 +53,12 @@ MIN_COMPRESSED = 200_000
 """Number of rows from which an index is compressed by default."""
 NUM_SINGLE = 50
 """Number of queries that are searched one at a time."""
+BLOCK_BYTES = 512
+ENGINES = {
+    f"Qdrant Edge, {quantization}": EngineOptions(engine="qdrant", engine_quantization=quantization)
+    for quantization in ("none", "int8")
+}
+"""Engines that are compared, by the name of their line."""
 COLUMNS = ("CPU s", "wall s", "peak MB", "disk MB", "ms, 1", "ms, all", "R@1", "R@10", "ms, near", "R@1 near")
 
 
@@ -78,7 +88,7 @@ class City:
 
     def index(self, kind: str) -> Path:
         """Return the folder of the index of a kind."""
-        return self.folder / kind.replace(",", "_")
+        return self.folder / re.sub(r"\W+", "_", kind)
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="faiss factory strings; by default Flat, IVF Flat and the default")
     parser.add_argument("--without_whole", action="store_true", help="build no index in memory beside that in parts")
     parser.add_argument("--added_to", type=int, default=1_000_000, help="rows of an index that images are added to")
+    parser.add_argument("--engine_rows", type=int, default=100_000, help="rows of an index in Qdrant Edge; 0 for none")
     parser.add_argument("--folder", type=Path, help="folder for temporary files, 14 GB for 5 million rows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -118,6 +129,11 @@ def main() -> None:
             city = City(Path(name) / str(num_rows), num_rows, options.dim, options.queries)
             kinds = options.kinds or kinds_of(num_rows, options.dim)
             for line in lines_of_kinds(city, kinds, with_whole=not options.without_whole):
+                print(line, flush=True)
+            shutil.rmtree(city.folder)
+        if options.engine_rows:
+            city = City(Path(name) / "engine", options.engine_rows, options.dim, options.queries)
+            for line in lines_of_kinds(city, [EXACT, *ENGINES], with_whole=False):
                 print(line, flush=True)
             shutil.rmtree(city.folder)
         for line in lines_of_adding(Path(name), options.added_to, options.dim):
@@ -145,7 +161,8 @@ def lines_of_kinds(city: City, kinds: list[str], *, with_whole: bool) -> Iterato
         recalls = [f"{recall(searched.rows, truth[0], count):.3f}" for count in (1, COUNT)]
         timings = [f"{each:.2f}" for each in (searched.single_ms, searched.batch_ms)]
         near = [f"{searched.near_ms:.2f}", f"{recall(searched.near_rows, truth[1], 1):.3f}"]
-        yield line(f"{kind}, parts", built, built.result, *timings, *recalls, *near)
+        title = kind if kind in ENGINES else f"{kind}, parts"
+        yield line(title, built, built.result, *timings, *recalls, *near)
         shutil.rmtree(city.index(kind))
 
 
@@ -215,11 +232,14 @@ def build_whole(city: City, kind: str) -> int:
 def build_in_parts(city: City, kind: str) -> int:
     """Build a place index; returns the bytes of its parts."""
     encoder, chosen = load_encoder(city.folder / "encoder"), default_kind(max(city.num_rows, MIN_COMPRESSED), city.dim)
+    described = descriptor_metadata(encoder)
+    options = ENGINES.get(kind, EngineOptions())
     shutil.copytree(city.folder / "encoder", city.index(kind) / ENCODER_FOLDER)
     metadata = IndexMetadata(
-        kind=kind,
+        kind=options.engine or kind,
+        engine=engine_metadata(options, city.index(kind), fingerprint_of(described)),
         probes=chosen.probes,
-        encoder=descriptor_metadata(encoder),
+        encoder=described,
         image_size=(64, 64),
         database_preprocessing="hard_resize",
         query_preprocessing="hard_resize",
@@ -290,10 +310,9 @@ def add(city: City) -> int:
 
 
 def size_of_parts(folder: Path) -> int:
-    """Return the bytes of an index without its encoder."""
-    return sum(
-        path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.parent.name != ENCODER_FOLDER
-    )
+    """Return the bytes that an index takes on the disk without its encoder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != ENCODER_FOLDER)
+    return sum(BLOCK_BYTES * path.stat().st_blocks for path in files)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def stored(folder, values):
     return rows
 
 
-def small_index(folder, encoder, tmp_path, *, count=3, features=None, **settings):
-    """Build an index of images a0, a1, ..."""
+def small_index(folder, encoder, tmp_path, *, count=3, features=None, root=None, **settings):
+    """Build an index of images a0, a1, ... in a folder `root`, or that of the index."""
     shutil.copytree(encoder, folder / "model")
     table, values = images("a", count)
     metadata = IndexMetadata(
@@ -50,7 +50,7 @@ def small_index(folder, encoder, tmp_path, *, count=3, features=None, **settings
         parts=(),
         **settings,
     )
-    rows = rows_in_cell_order(located_images(Catalogue(folder, table)), stored(tmp_path / "rows", values))
+    rows = rows_in_cell_order(located_images(Catalogue(root or folder, table)), stored(tmp_path / "rows", values))
     if features is not None:
         rows = replace(rows, features=lambda first, last: map(to_store, features[first:last]))
     assert write_index(folder, metadata, rows)

@@ -112,6 +112,10 @@ COMMANDS = {
     "index add": Writing(
         lambda w: ["index", "add", w.work / "index", "--folder", w.city / "test/database", *_cached(w)], ("index",)
     ),
+    "index remove": Writing(
+        lambda w: ["index", "remove", w.work / "added", "--folder", w.city / "test/database"], ("added",)
+    ),
+    "index compact": Writing(lambda w: ["index", "compact", w.work / "removed"], ("removed",)),
     "index calibrate": Writing(
         lambda w: ["index", "calibrate", w.work / "index", "--folder", w.given / "split/queries", *_cached(w)],
         ("index",),

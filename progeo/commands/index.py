@@ -95,7 +95,7 @@ def add_to_index(
 
 
 def remove_from_index(
-    index: Path, *, folder: Path | None = None, paths: Path | None = None, near: str | None = None, wait: bool = False
+    index: Path, *, folder: str | None = None, paths: Path | None = None, near: str | None = None, wait: bool = False
 ) -> Path:
     """Remove images from a place index; returns the folder of the index.
 
@@ -103,8 +103,9 @@ def remove_from_index(
 
     Args:
         index: Folder of the place index.
-        folder: Remove the images in this folder, which need not exist any more.
-        paths: Remove the images that this text file names, one path a line.
+        folder: Remove the images in this folder or behind this URL, which need not exist any more, or those of a
+            catalogue.
+        paths: Remove the images that this text file names, one path or URL a line.
         near: Remove the images within RADIUS_M meters of a position, given as LAT,LON,RADIUS_M, such as
             37.78,-122.41,500.
         wait: Wait until another command that changes the index is done, instead of working beside it.
@@ -115,11 +116,12 @@ def remove_from_index(
     """
     from progeo.localization.removing import in_folder, near_position, remove_from_place_index, with_paths
     from progeo.places.nearby import parse_near
+    from progeo.remote_files import path_of
 
     if sum(given is not None for given in (folder, paths, near)) != 1:
         raise ValueError("Images to remove are chosen by one of `folder`, `paths` and `near`: give one of them.")
     if folder is not None:
-        choice = in_folder(folder)
+        choice = in_folder(path_of(folder))
     else:
         choice = with_paths(paths) if paths is not None else near_position(parse_near(near or ""))
     with locked_if_free(index, wait=wait):

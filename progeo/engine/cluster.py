@@ -3,9 +3,10 @@
 import os
 import signal
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ _LONGEST_S = 10.0
 """Longest time that a cluster may take to answer."""
 _LOOK_S = 2.0
 """Longest time between two looks at which machines there are."""
+_PATIENT_LOOKS = 15
+"""Number of looks without any worker until that is said."""
 
 
 @contextmanager
@@ -54,10 +57,11 @@ def connected(address: str | None) -> Iterator[None]:
         ) from None
     with suppress(ValueError):  # outside of the main thread
         signal.signal(signal.SIGTERM, terminated)  # Ray has put its own handler in place of it
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints there which machines are lost, among the results of a command
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def cores_per_worker(most: int) -> int:
@@ -150,6 +154,10 @@ class _Pool:
     """Calls to be made again."""
     failures: int = 0
     """Workers in turn that could not be started."""
+    reason: str = ""
+    """Why the last of them could not."""
+    looks: int = 0
+    """Looks at the machines while no worker had started."""
 
     def run(self, calls: Iterator[_Call]) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """Yield the arguments and the result of each call."""
@@ -165,7 +173,8 @@ class _Pool:
             else:
                 if call is not None:
                     self._start_workers()
-                done, _ = ray.wait([*self.calls, *self.starting], timeout=_LOOK_S)
+                done, _ = ray.wait([*self.starting, *self.calls], timeout=_LOOK_S)
+                self._count_look()
                 for reference in done:
                     if reference in self.starting:
                         self._see_start(reference)
@@ -182,15 +191,26 @@ class _Pool:
         for worker in (*self.workers, *self.starting.values()):
             ray.kill(worker)
 
+    def _count_look(self) -> None:
+        self.looks += not self.workers
+        if self.looks == _PATIENT_LOOKS and not self.workers:
+            LOGGER.warning(
+                "no machine of the Ray cluster has had room for a worker with %d cores: waiting for one", self.num_cores
+            )
+
     def _start_workers(self) -> None:
         """Start workers until the machines are full and one waits for a machine to join, or to be started for it."""
         import ray
 
+        if self.failures >= _MAX_LOSSES:
+            if not self.workers:
+                raise ValueError(f"No worker of the Ray cluster could be started: {self.reason}")
+            return
         found = ray.cluster_resources()
         room = found.get("CPU", 0) // self.num_cores
         if self.num_gpus:
             room = min(room, found.get("GPU", 0) // self.num_gpus)
-        while len(self.workers) + len(self.starting) < min(room + 1, self.max_workers) and self.failures < _MAX_LOSSES:
+        while len(self.workers) + len(self.starting) < min(room + 1, self.max_workers):
             options = {"num_cpus": self.num_cores, "num_gpus": self.num_gpus, "max_restarts": 0, "max_task_retries": 0}
             worker: Any = ray.remote(_Worker).options(**options).remote(*self.made_of)
             self.starting[worker.start.remote()] = worker
@@ -203,9 +223,8 @@ class _Pool:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             self.failures += 1
-            if self.failures >= _MAX_LOSSES and not self.workers:
-                reason = str(error).strip().splitlines()[-1]
-                raise ValueError(f"No worker of the Ray cluster could be started: {reason}") from None
+            self.reason = str(error).strip().splitlines()[-1]
+            LOGGER.warning("a worker of the cluster could not be started: %s", self.reason)
         else:
             self.failures = 0
             self.workers[worker] = 0

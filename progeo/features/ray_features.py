@@ -1,6 +1,8 @@
 """Features extracted by the workers of a Ray cluster, file by file; the process that asks for them writes them."""
 
 import dataclasses
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from progeo.models.encoder import Encoder, EncoderSpec, restore_encoder
 from progeo.places.catalogue import Catalogue
 from progeo.plugins import import_sources, plugin_sources
 from progeo.progress import Progress
+from progeo.remote_files import RemotePath
 
 
 def shards_on_ray(encoder: Encoder, images: ImageOptions, mixed_precision: Precision) -> Compute:
@@ -102,9 +105,23 @@ def _shard_extractor(
     extractor = descriptor_extractor(encoder, images, choose_processor(None, mixed_precision))
 
     def extract(shard: int, catalogue: Catalogue) -> ShardFeatures:
+        _check_folder(catalogue.folder)
         count = len(catalogue)
         rows = ShardedRows(Path(), num_rows=count, width=extractor.width, shard_size=count, dtype=dtype)
         (features,) = shards_here(extractor, catalogue, rows, [0], bar=Progress(hidden=True), **how)
         return features
 
     return extract
+
+
+def _check_folder(folder: Path | RemotePath) -> None:
+    """Refuse a folder that is not on this machine, whose images would count as unreadable.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing is in it, as where a disk is not mounted.
+    """
+    if isinstance(folder, Path) and not (folder.is_dir() and any(os.scandir(folder))):
+        raise FileNotFoundError(
+            f"There are no images in {folder} on {socket.gethostname()}, a machine of the Ray cluster: mount them "
+            f"there under the same path, or scan them by a URL, see progeo dataset scan."
+        )

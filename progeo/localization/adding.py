@@ -23,7 +23,14 @@ from progeo.localization.index_folder import (
 )
 from progeo.localization.index_metadata import IndexMetadata, PartMetadata, check_format
 from progeo.localization.part_files import NewRows, known_rows, open_parts, write_part
-from progeo.localization.place_index import PlaceIndex, absolute_images, located_images, open_place_index, rows_in_index
+from progeo.localization.place_index import (
+    PlaceIndex,
+    absolute_images,
+    has_position,
+    located_images,
+    open_place_index,
+    rows_in_index,
+)
 from progeo.localization.removed_rows import open_removed, with_removed
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import check_zones
@@ -137,6 +144,7 @@ def _agree(one: IndexMetadata, other: IndexMetadata, fields: tuple[str, ...]) ->
 
 
 def _check_zones(index: PlaceIndex, images: Catalogue) -> None:
-    """Check the zones of new images, and with those of an index, if there are several, see `check_zones`."""
-    zones = {zone for part in index.metadata.parts for zone in part.zones} | {*np.unique(images.zone).tolist()}
-    check_zones(*([index.catalogue] if len(zones - {0}) > 1 else []), images)
+    """Check new images with those of an index, see `check_zones`; where all have a zone, without reading the latter."""
+    zones = {zone for part in index.metadata.parts for zone in part.zones}
+    zones.update(np.unique(images.zone[has_position(images)]).tolist())
+    check_zones(*([index.images] if 0 in zones and len(zones) > 2 else []), images)

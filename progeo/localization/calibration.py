@@ -77,7 +77,7 @@ def calibrate_place_index(
         )
     photos = read_catalogue(folder)
     images = index_images(photos)
-    check_zones(index.catalogue, images)
+    check_zones(index.images, images)
     photos = photos.without(rows_in_index(index, images))
     _check_enough(len(photos), index, photos)
     found = [

@@ -93,6 +93,7 @@ def _converted(folder: Path, metadata: IndexMetadata, former: FormerFiles) -> bo
     converted = replace(metadata, former=None, format=FORMAT, trained_on=len(rows))
     if metadata.kind == EXACT:
         return save_parts(folder, converted, rows, before=metadata)
+    rows.descriptors.take(np.arange(1))  # or an error
     index = load_index(folder / former.faiss_file)
     if default_refine(index):
         LOGGER.warning(

@@ -164,9 +164,9 @@ def smoothed(
     for frame, matches in enumerate(candidates):
         rows[frame, : len(matches)] = [match.row for match in matches]
         distances[frame, : len(matches)] = [match.distance for match in matches]
-    drawn = np.random.default_rng(0).permutation(len(index.catalogue))[:_MAP_SAMPLE]
-    catalogues = (index.catalogue.take(each) for each in (np.maximum(rows, 0).ravel(), np.sort(drawn)))
-    candidates_m, map_m = positions_m(*catalogues)
+    drawn = np.random.default_rng(0).permutation(len(index.images))[:_MAP_SAMPLE]
+    sample = index.images.take(np.sort(drawn))
+    candidates_m, map_m = positions_m(index.catalogue.take(np.maximum(rows, 0).ravel()), sample)
     track = find_track(
         distances,
         np.where((rows >= 0)[..., None], candidates_m.reshape(*rows.shape, 2), np.nan),

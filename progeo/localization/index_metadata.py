@@ -50,8 +50,6 @@ class PartMetadata:
     rows: _Positive
     zones: tuple[_Zone, ...]
     """UTM zones of the images with a known position; 0 for those without a zone."""
-    num_positions: _Natural
-    """Number of images whose east and north are known."""
     num_degrees: _Natural
     """Number of images whose latitude and longitude are known."""
     num_headings: _Natural

@@ -168,7 +168,6 @@ def _described(
         id=hashlib.sha256(made_from.encode()).hexdigest()[:32],
         rows=len(images),
         zones=tuple(np.unique(images.zone[known]).tolist()),
-        num_positions=int(known.sum()),
         num_degrees=int(np.isfinite(degrees[0].to_numpy()).sum()),
         num_headings=int(np.isfinite(images.heading).sum()),
         cells=cell_range(*degrees),

@@ -24,26 +24,34 @@ from progeo.localization.part_files import OpenedPart, open_parts
 from progeo.localization.path_table import hashes_of
 from progeo.localization.removed_rows import open_removed, with_removed
 from progeo.localization.restriction import Restriction
+from progeo.places.catalogue import index_file, read_catalogue
 from progeo.places.nearby import Near
+from progeo.remote_files import RemotePath, is_remote
 
 Choice = Callable[[OpenedPart], np.ndarray]
 """Returns the rows of a part that are chosen, int64 (n,), sorted."""
 
 
-def in_folder(folder: Path) -> Choice:
-    """Choose the images in a folder, which need not exist any more."""
-    prefixes = sorted({f"{os.path.normpath(path)}/" for path in (folder.absolute(), folder.resolve())})
+def in_folder(folder: Path | RemotePath) -> Choice:
+    """Choose the images in a folder or behind a URL, which need not exist any more, or those of a catalogue."""
+    if isinstance(folder, Path) and not folder.is_dir() and index_file(folder).is_file():
+        return _of_paths(read_catalogue(folder).full_paths())
+    if isinstance(folder, RemotePath):
+        before, _, archive = folder.around
+        ends = [(before, archive)]
+    else:
+        ends = [(f"{os.path.normpath(path)}/", "") for path in {folder.absolute(), folder.resolve()}]
 
     def chosen(part: OpenedPart) -> np.ndarray:
         paths = part.images.table["path"]
-        is_there = [pc.starts_with(paths, prefix).to_numpy() for prefix in prefixes]
+        is_there = [pc.and_(pc.starts_with(paths, first), pc.ends_with(paths, last)).to_numpy() for first, last in ends]
         return np.flatnonzero(np.logical_or.reduce(is_there))
 
     return chosen
 
 
 def with_paths(file: Path) -> Choice:
-    """Choose the images that a text file names, one path a line.
+    """Choose the images that a text file names, one path or URL a line.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,7 +63,11 @@ def with_paths(file: Path) -> Choice:
         raise ValueError(f"`paths` {file} is no text in UTF-8: {error}.") from None
     if not lines:
         raise ValueError(f"`paths` {file} names no image: it should have a path on each line.")
-    paths = pa.chunked_array([pa.array([os.path.normpath(Path(line).absolute()) for line in lines], pa.large_string())])
+    names = [line if is_remote(line) else os.path.normpath(Path(line).absolute()) for line in lines]
+    return _of_paths(pa.chunked_array([pa.array(names, pa.large_string())]))
+
+
+def _of_paths(paths: pa.ChunkedArray) -> Choice:
     hashes = hashes_of(paths)
     return lambda part: np.unique(part.rows_of_paths(paths, hashes)[1])
 
@@ -93,9 +105,10 @@ def _removed(folder: Path, metadata: IndexMetadata, choice: Choice, *, is_first:
     for part in open_parts(folder, metadata):
         found.append(choice(part) + start)
         start += part.metadata.rows
-    after = np.union1d(before, np.concatenate(found))
+    after = np.union1d(before, chosen := np.concatenate(found))
     if (num_new := len(after) - len(before)) == 0:
-        if not is_first:  # they were removed, and another command committed on top of it
+        if len(chosen) or not is_first:  # by a command that was killed, or another one committed on top of it
+            LOGGER.info("these images are removed from %s already", folder)
             return True
         raise ValueError(f"{folder} has none of these images: nothing was removed.")
     if len(after) == metadata.num_rows:

@@ -7,6 +7,7 @@ images stored elsewhere. Every argument that takes an image folder accepts eithe
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ class Catalogue:
         if isinstance(self.folder, RemotePath):
             before, quoted, after = self.folder.around
         else:
-            before, quoted, after = f"{self.folder.resolve()}/", str, ""
+            before, quoted, after = os.path.join(self.folder.resolve(), ""), str, ""  # noqa: PTH118, ends with one /
         inner = names if quoted is str else pa.chunked_array([_each(quoted, part) for part in names.chunks], names.type)
         first, last, nothing = (pa.scalar(text, names.type) for text in (before, after, ""))
         return pc.if_else(are_absolute(names), names, pc.binary_join_element_wise(first, inner, last, nothing))

@@ -1,6 +1,7 @@
 """Listings of object storage: the paths of images in files that the storage or its programs write."""
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,9 +104,8 @@ def _of_lines(batches: Iterable[pa.Array], root: Path | RemotePath) -> Iterator[
     for lines in batches:
         form = form or next(each for each in _FORMS if re.search(each.line, lines[0].as_py()) or each is _FORMS[-1])
         names = pc.struct_field(pc.extract_regex(lines, form.line), "name").drop_null()
-        yield _below(
-            names, _key_prefix(root) if form.names_keys else _prefix(root), may_be_relative=not form.names_keys
-        )
+        prefixes = [_key_prefix(root)] if form.names_keys else _prefixes(root)
+        yield _below(names, prefixes, may_be_relative=not form.names_keys)
 
 
 def _of_inventory(batches: Iterable[pa.RecordBatch], listing: Path, root: Path | RemotePath) -> Iterator[pa.Array]:
@@ -120,7 +120,7 @@ def _of_inventory(batches: Iterable[pa.RecordBatch], listing: Path, root: Path |
         keys = batch["key"]
         if "is_latest" in batch.schema.names:  # it lists all versions of the files
             keys = keys.filter(pc.and_not(_is_true(batch["is_latest"]), _is_true(batch["is_delete_marker"])))
-        yield _below(keys, _key_prefix(root), may_be_relative=False)
+        yield _below(keys, [_key_prefix(root)], may_be_relative=False)
 
 
 def _csv_batches(listing: Path) -> Iterator[pa.RecordBatch]:
@@ -160,8 +160,11 @@ def _is_true(texts: pa.Array) -> pa.Array:
     return pc.equal(pc.utf8_lower(texts), "true")
 
 
-def _prefix(root: Path | RemotePath) -> str:
-    return root.around[0] if isinstance(root, RemotePath) else f"{root}/"
+def _prefixes(root: Path | RemotePath) -> list[str]:
+    """Return what the URLs or paths of the files of a folder begin with; those of a local one may also be absolute."""
+    if isinstance(root, RemotePath):
+        return [root.around[0]]
+    return [os.path.join(each, "") for each in dict.fromkeys([root, root.absolute()])]  # noqa: PTH118, ends with one /
 
 
 def _key_prefix(root: Path | RemotePath) -> str:
@@ -170,11 +173,14 @@ def _key_prefix(root: Path | RemotePath) -> str:
     return f"{key}/" if key else ""
 
 
-def _below(names: pa.Array, prefix: str, *, may_be_relative: bool) -> pa.Array:
-    """Return the names relative to what begins with a prefix, without those that lie elsewhere."""
-    names = names.cast(pa.large_string())
-    inside = pc.starts_with(names, prefix)
-    relative = pc.if_else(inside, pc.utf8_slice_codeunits(names, len(prefix)), names)
+def _below(names: pa.Array, prefixes: Sequence[str], *, may_be_relative: bool) -> pa.Array:
+    """Return the names relative to what begins with one of the prefixes, without those that lie elsewhere."""
+    relative = names = names.cast(pa.large_string())
+    inside = pa.repeat(False, len(names))
+    for prefix in prefixes:
+        begins = pc.starts_with(names, prefix)
+        relative = pc.if_else(begins, pc.utf8_slice_codeunits(names, len(prefix)), relative)
+        inside = pc.or_(inside, begins)
     if may_be_relative:
         inside = pc.or_(inside, pc.invert(pc.match_substring_regex(names, "^(/|[a-z0-9+.-]+://)")))
     return pc.replace_substring_regex(relative.filter(inside), r"^(\./+)+", "")

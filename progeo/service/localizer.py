@@ -96,10 +96,10 @@ class Localizer:
         Raises:
             HTTPException: there is none, too many photos and images wait, or it takes too long.
         """
-        metadata, images = self.index.current.metadata, self.index.images(generation)
-        if self.options.no_images or metadata.holds_classes or images is None or row >= len(images):
+        metadata, path = self.index.current.metadata, self.index.image_path(row, generation)
+        if self.options.no_images or metadata.holds_classes or path is None:
             raise HTTPException(404, f"There is no image {row} of the index, or not of this generation of it.")
-        work = self._in_thread(self._decoders.thumbnail, images.path(row), side, metadata.orientation)
+        work = self._in_thread(self._decoders.thumbnail, path, side, metadata.orientation)
         try:
             with self._waiting(1):
                 return await self._in_time(work)

@@ -9,6 +9,7 @@ from progeo.engine.log import LOGGER
 from progeo.localization.index_folder import read_metadata
 from progeo.localization.place_index import PlaceIndex
 from progeo.places.catalogue import Catalogue
+from progeo.remote_files import RemotePath
 
 _WARM_UP = np.full((64, 64, 3), 128, np.uint8)
 _LONGEST_PAUSE = 15
@@ -44,11 +45,18 @@ class ServedIndex:
         self._former: Catalogue | None = None
         self._former_generation = -1
 
-    def images(self, generation: int | None) -> Catalogue | None:
-        """Return the images of the current generation, or of the one before it, as answers may still name its rows."""
-        if generation in (None, self.current.metadata.generation):
-            return self.current.catalogue
-        return self._former if generation == self._former_generation else None
+    def image_path(self, row: int, generation: int | None) -> Path | RemotePath | None:
+        """Return the path of a row of the current generation, or of the one before it, whose rows answers may name.
+
+        Returns:
+            None if there is no such row, or it is removed in the current generation.
+        """
+        index, images = self.current, self._former
+        if generation in (None, index.metadata.generation):
+            images = None if row in index.removed else index.catalogue
+        elif generation != self._former_generation:
+            images = None
+        return images.path(row) if images is not None and row < len(images) else None
 
     def look(self) -> None:
         """Replace the index if another command changed it; requests that use the former one keep it."""

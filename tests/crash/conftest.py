@@ -32,11 +32,16 @@ def world(city, config, run, tmp_path_factory):
     for east in (550_000, 550_100):
         Image.fromarray(pixels).save(made.given / f"panoramas/@{east}@4180000@10@S@@@@@90@.jpg")
     torch.save(cosplace("resnet18").state_dict(), made.given / "published/model.pth")
-    for name, left in (("dataset split", "split"), ("index build", "index")):
+    for name, left, given in (
+        ("dataset split", "split", "split"),
+        ("index build", "index", "index"),
+        ("index add", "index", "added"),
+        ("index remove", "added", "removed"),
+    ):
         prepare(made, name)
         ended = writing_commands.run(made, name)
         assert ended.code == 0, ended.said
-        shutil.copytree(made.work / left, made.given / left, symlinks=True)
+        shutil.copytree(made.work / left, made.given / given, symlinks=True)
     return made
 
 

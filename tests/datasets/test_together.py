@@ -90,6 +90,7 @@ def test_a_folder_and_a_url_make_one_catalogue(folders, tmp_path):
     index_together([folders[1], RemotePath(f"zip://::file://{tmp_path}/two.zip")], tmp_path / "all")
     together = read_catalogue(tmp_path / "all")
     assert together.path(0) == folders[1].resolve() / image(500003)
+    assert together.full_paths().to_pylist() == [str(together.path(row)) for row in range(2)]
     assert together.path(1).read_bytes() == b"there"
     np.testing.assert_array_equal(degrees_of(together)[:, 0], degrees_of(read_catalogue(folders[1]))[:, 0])
     assert 0 < degrees_of(together)[1, 1] - degrees_of(together)[1, 0] < 1e-4

@@ -1,6 +1,9 @@
 """Features extracted by a Ray cluster of several nodes on this machine."""
 
+import itertools
 import os
+import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import build_catalogue
 
 from progeo import plugins
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.cluster import connected, cores_per_worker, run_on_cluster
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
-from progeo.features.ray_features import shards_on_ray
+from progeo.features.ray_features import _shard_extractor, shards_on_ray
 from progeo.features.shards import shards_here
 from progeo.models.encoder import build_encoder
 from progeo.models.thumbnail import ThumbnailEncoder
@@ -36,18 +40,26 @@ def catalogue(tmp_path_factory):
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def nodes(monkeypatch):
     """A cluster whose first node has no cores, as this process must survive; it is ended at last."""
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")]))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes):
+    """The cluster, to which this process is connected."""
+    import ray
+
     ray.init(nodes.address, log_to_driver=False)
     yield nodes
     ray.shutdown()
-    nodes.shutdown()
 
 
 @pytest.fixture
@@ -72,21 +84,22 @@ def extract(catalogue, tmp_path):
     return extracted
 
 
-def test_nodes_that_leave_and_join_change_nothing(extract, cluster, tmp_path, caplog):
+def test_nodes_that_leave_and_join_change_nothing(extract, nodes, tmp_path, caplog, capfd):
     encoder = build_encoder("torchvision/resnet18", "random", 96, descriptor_dim=8).eval()
     expected = extract(encoder, on_ray=False)
-    first = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
-    with ThreadPoolExecutor(1) as pool:
+    first = [nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)]
+    with connected(nodes.address), ThreadPoolExecutor(1) as pool:
         found = pool.submit(extract, encoder, on_ray=True)
         while not found.done() and not list(tmp_path.glob("ray/*/rows_*.npy")):
             time.sleep(0.01)
-        cluster.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1)
         for node in first:
-            cluster.remove_node(node, allow_graceful=False)
+            nodes.remove_node(node, allow_graceful=False)
         assert len(list(tmp_path.glob("ray/*/rows_*.npy"))) < 10  # the node that joined makes the others
         assert found.result() == expected
     assert len([name for name in expected if name.startswith("rows_")]) == 11
     assert "a worker of the cluster was lost" in caplog.text
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.gpu
@@ -121,12 +134,25 @@ def test_encoders_of_plugins_and_those_that_are_no_spec_are_sent(extract, cluste
     assert extract(encoder, on_ray=True) == extract(encoder, on_ray=False)
 
 
-def failing(kind):
+def test_a_machine_without_the_images_is_named(cluster, tmp_path):
+    cluster.add_node(num_cpus=1)
+    (tmp_path / "unmounted").mkdir()
+    names = build_catalogue(tmp_path / "unmounted", ["@0@0@.jpg"])
+    arguments = ({}, ThumbnailEncoder().eval(), ImageOptions(), "no", {}, "float32")
+    found = run_on_cluster(_shard_extractor, *arguments, calls=iter([(0, names)]), num_calls=1, num_cores=1)
+    sentence = f"^There are no images in {tmp_path}/unmounted on {socket.gethostname()}, a machine of"
+    with pytest.raises(FileNotFoundError, match=sentence):
+        list(found)
+
+
+def failing(kind, blocked=None):
     """Make a function that fails in one of several ways, here or on a machine of the cluster."""
-    if kind == "start":
+    if kind == "start" or (blocked is not None and blocked.exists()):
         raise ModuleNotFoundError("No module named 'gone'")
 
     def fail(_):
+        if kind == "started":
+            return os.getpid()
         if kind == "lost":
             os._exit(1)
         raise FileNotFoundError("There is no photo.jpg.")
@@ -146,6 +172,30 @@ def test_what_fails_on_the_machines_is_said(kind, error, sentence, cluster):
     cluster.add_node(num_cpus=1)
     with pytest.raises(error, match=sentence):
         list(run_on_cluster(failing, kind, calls=iter([(1,)]), num_calls=1, num_cores=1))
+
+
+def test_that_machines_which_joined_start_no_workers_is_said_once_the_others_are_lost(cluster, tmp_path, caplog):
+    cluster.add_node(num_cpus=1)
+    calls = ((number,) for number in itertools.count())
+    found = run_on_cluster(failing, "started", tmp_path / "blocked", calls=calls, num_calls=10**9, num_cores=1)
+    _, worker = next(found)
+    (tmp_path / "blocked").touch()
+    cluster.add_node(num_cpus=1)
+    while caplog.text.count("could not be started") < 4:
+        next(found)
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"^No worker of the Ray cluster could be started: .*No module named 'gone'"):
+        list(found)
+
+
+def test_a_cluster_that_has_no_room_is_said_and_waited_for(cluster, caplog, monkeypatch):
+    monkeypatch.setattr("progeo.engine.cluster._PATIENT_LOOKS", 1)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(list, run_on_cluster(failing, "started", calls=iter([(1,)]), num_calls=1, num_cores=3))
+        while "has had room for a worker with 3 cores" not in caplog.text and not found.done():
+            time.sleep(0.01)
+        cluster.add_node(num_cpus=3)
+        assert [call for call, _ in found.result()] == [(1,)]
 
 
 def test_every_machine_has_room_for_a_worker_for_each_of_its_gpus(cluster):

@@ -83,7 +83,7 @@ def test_the_list_of_each_row_of_an_index_of_cells_is_read(tmp_path, values):
     assert lists_of_rows(build_cell_index(rows, labels, np.eye(3, DIM))).tolist() == labels.tolist()
 
 
-def test_an_index_of_format_1_that_restores_nothing_is_searched_and_says_so(small_encoder, tmp_path, values):
+def test_an_index_of_format_1_that_restores_nothing_is_searched_and_says_so(small_encoder, tmp_path, values, capsys):
     folder = former_index(tmp_path / "index", small_encoder, tmp_path, "LSH")
     opened = open_place_index(folder)
     assert (opened.search(values).rows[:, 0] >= 0).all()
@@ -92,6 +92,7 @@ def test_an_index_of_format_1_that_restores_nothing_is_searched_and_says_so(smal
         opened.localize(np.zeros((48, 48, 3), np.uint8), near=(10, 20, 150))
     with pytest.raises(SystemExit, match=words):
         main(["index", "compact", str(folder)])
+    assert "with a loss" not in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {"index.json", "model", *FILES[:2]}
 
 

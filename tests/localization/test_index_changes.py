@@ -4,19 +4,24 @@ import shutil
 from functools import partial
 from importlib import import_module
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 from running import killed_at, run_on_two_processes
-from small_indexes import add, contents, expected, images, small_index
+from small_indexes import add, contents, expected, images, small_index, stored
 
 from progeo.cli import main
+from progeo.files import read_json
+from progeo.localization.adding import add_images
 from progeo.localization.checking import check_place_index
 from progeo.localization.compacting import compact_place_index
-from progeo.localization.index_folder import finish_update, read_metadata
-from progeo.localization.place_index import open_place_index
+from progeo.localization.index_folder import finish_update, read_metadata, remove_unused_data
+from progeo.localization.place_index import located_images, open_place_index
 from progeo.localization.removing import in_folder, near_position, remove_from_place_index
+from progeo.places.catalogue import Catalogue
 from progeo.places.nearby import Near
+from progeo.remote_files import RemotePath
 
 
 def without(names, **counts):
@@ -28,7 +33,7 @@ def paths_of(folder, names):
     return [path for path in paths if path.rpartition("/")[2] in names]
 
 
-def test_removed_images_are_found_no_more_and_count_no_more(folder, tmp_path):
+def test_removed_images_are_found_no_more_and_count_no_more(folder, tmp_path, capsys):
     add(open_place_index(folder), tmp_path, "b")
     (tmp_path / "paths.txt").write_text("\n".join([*paths_of(folder, ("a1.jpg", "b0.jpg")), "/unknown.jpg"]))
     main(["index", "remove", str(folder), "--paths", str(tmp_path / "paths.txt")])
@@ -38,6 +43,8 @@ def test_removed_images_are_found_no_more_and_count_no_more(folder, tmp_path):
     assert opened.removed.tolist() == [1, 3]
     _, values = images("a", 3)
     assert opened.search(values[1:2], min_count=3).rows[0, :3].tolist() in ([0, 2, 4], [2, 0, 4])
+    main(["index", "remove", str(folder), "--paths", str(tmp_path / "paths.txt")])
+    assert "these images are removed from" in capsys.readouterr().err
     before = {path.name for path in folder.iterdir()}
     main(["index", "remove", str(folder), "--near", "10.002,20,5"])
     assert contents(folder) == without(("a1.jpg", "b0.jpg", "a2.jpg"), a=3, b=2)
@@ -54,6 +61,38 @@ def test_images_of_a_folder_are_removed_whether_or_not_it_exists(folder, tmp_pat
     with pytest.raises(ValueError, match=r"These are all images of .*: remove the folder itself"):
         remove_from_place_index(folder, in_folder(tmp_path.parent))
     assert contents(folder) == expected(a=3, b=2)
+
+
+@pytest.mark.parametrize("way", ["URL", "catalogue", "list"])
+def test_images_behind_a_url_are_removed(way, folder, tmp_path):
+    root = RemotePath("tar://streets::s3://bucket/city.tar")
+    table, values = images("b", 2)
+    there = Catalogue(root, table)
+    add_images(open_place_index(folder), located_images(there), stored(tmp_path / "rows_b", values))
+    there.save(tmp_path / "there.arrow", {"root": str(root)})
+    (tmp_path / "list.txt").write_text("\n".join(there.full_paths().to_pylist()), encoding="utf-8")
+    option = {
+        "URL": f"--folder={root}",
+        "catalogue": f"--folder={tmp_path}/there",
+        "list": f"--paths={tmp_path}/list.txt",
+    }
+    main(["index", "remove", str(folder), option[way]])
+    assert read_metadata(folder).images == 3
+    with pytest.raises(ValueError, match="has none of these images"):
+        remove_from_place_index(folder, in_folder(RemotePath("tar://streets::s3://bucket/other.tar")))
+
+
+def test_images_behind_urls_are_removed(small_encoder, tmp_path):
+    root = RemotePath("s3://bucket/city")
+    folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=4, root=root)
+    (tmp_path / "paths.txt").write_text("s3://bucket/city/a1.jpg")
+    main(["index", "remove", str(folder), "--paths", str(tmp_path / "paths.txt")])
+    assert contents(folder) == without(("a1.jpg",), a=4)
+    with pytest.raises(SystemExit, match="has none of these images"):
+        main(["index", "remove", str(folder), "--folder", "s3://bucket/ci"])
+    for name in ("s3://bucket/city", "s3://bucket/city/", "s3://bucket"):
+        with pytest.raises(SystemExit, match="These are all images of"):
+            main(["index", "remove", str(folder), "--folder", name])
 
 
 def test_a_removed_image_can_be_added_again(folder, tmp_path):
@@ -78,6 +117,20 @@ def test_two_commands_that_remove_at_once_both_do(folder, tmp_path):
 
     remove_from_place_index(folder, second)
     assert contents(folder) == without(("a0.jpg", "b0.jpg", "a2.jpg"), a=3, b=2)
+
+
+def test_many_parts_hold_no_file_open_and_are_named_by_metadata_that_are_read_once(folder, tmp_path, monkeypatch):
+    for prefix in "bcde":
+        add(open_place_index(folder), tmp_path, prefix)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    opened = open_place_index(folder)
+    assert (len(opened.parts), len([*Path("/proc/self/fd").iterdir()])) == (5, before)
+    read = []
+    monkeypatch.setattr(
+        "progeo.localization.index_metadata.read_json", lambda path: read.append(path) or read_json(path)
+    )
+    remove_unused_data(folder)
+    assert [path.name for path in read] == ["index.json", "index_4.json"]
 
 
 def test_an_index_is_compacted_to_one_part_in_the_order_of_cells(folder, tmp_path, capsys):
@@ -182,7 +235,7 @@ def test_the_kind_of_an_index_is_chosen_again_unless_it_was_given(
     main(["index", "compact", str(folder)])
     said, metadata = capsys.readouterr().err, read_metadata(folder)
     assert ("100 rows are compressed as IVF16,RaBitQ" in said) == kind_is_default
-    chosen = ("IVF16,RaBitQ", 64, 200, 100) if kind_is_default else ("Flat", 1, 0, 50)
+    chosen = ("IVF16,RaBitQ", 4, 200, 100) if kind_is_default else ("Flat", 1, 0, 50)
     assert (metadata.kind, metadata.probes, metadata.refine, metadata.trained_on) == chosen
     assert bool(metadata.trained_file) == kind_is_default
     if kind_is_default:

@@ -406,6 +406,16 @@ def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monk
         text_descriptor(dataclasses.replace(spec, text_weights="/no/file"), "a tree")
 
 
+def test_an_image_in_another_zone_is_added_without_reading_those_of_the_index(built, cache, tmp_path, monkeypatch):
+    shutil.copytree(built / "index", tmp_path / "index")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (48, 48)).save(tmp_path / "images/@550000@4180000@11@S@.jpg")  # the index has images of zone 10
+    checked = []
+    monkeypatch.setattr("progeo.localization.adding.check_zones", lambda *given: checked.append([*map(len, given)]))
+    command("index add", cache, folder=tmp_path / "images", index=tmp_path / "index")
+    assert checked == [[1]]
+
+
 @pytest.mark.parametrize("verb", ["build", "add", "calibrate"])
 def test_images_without_a_zone_are_refused_where_others_lie_in_several(built, encoder, cache, tmp_path, verb):
     images, before = tmp_path / "images", files_in(built / "index")

@@ -129,3 +129,12 @@ def test_a_bucket_may_be_mounted(tmp_path):
     for form in (f"2013-09-02 21:37:53 10 city/{A}\n", f"{tmp_path}/disk/city/{A}\n", f"city/{A}\n"):
         (tmp_path / "list.txt").write_text(form, encoding="utf-8")
         assert listed(tmp_path / "list.txt", Path(tmp_path / "disk")) == [f"city/{A}"]
+
+
+@pytest.mark.parametrize("form", ["{0}/disk/disk/{1}", "disk/disk/{1}", "./disk/{1}"])
+def test_paths_may_be_absolute_or_relative_to_where_the_folder_is_named(form, tmp_path, monkeypatch):
+    (tmp_path / "disk/disk").mkdir(parents=True)
+    (tmp_path / "disk/disk" / A).touch()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text(form.format(tmp_path, A), encoding="utf-8")
+    assert listed(tmp_path / "list.txt", Path("disk")) == [f"disk/{A}"]

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from running import files_in
@@ -21,7 +22,7 @@ from serving import serving, wait_until
 
 import progeo
 from progeo.engine.log import LOGGER
-from progeo.localization.index_folder import commit, read_metadata
+from progeo.localization.removing import remove_from_place_index
 from progeo.service.queries import Query
 
 TOKEN = "a-token-of-tests"
@@ -429,7 +430,6 @@ def test_the_interface_is_documented_offline(client):
 
 def test_a_changed_index_is_served_without_dropping_a_request(served_index, photos, tmp_path):
     folder = shutil.copytree(served_index, tmp_path / "index")
-    before = read_metadata(folder)
     with serving(folder, decoders=1, reload_s=0.05) as client:
         codes = set()
 
@@ -439,11 +439,13 @@ def test_a_changed_index_is_served_without_dropping_a_request(served_index, phot
 
         asking = threading.Thread(target=ask)
         asking.start()
-        assert commit(folder, before, before)
+        remove_from_place_index(folder, lambda part: np.array([3]))
         asking.join()
         assert codes == {200}
         assert asked(client, photos[0]).json()["generation"] == 1
-        assert [client.get(f"/images/3?generation={each}").status_code for each in (0, 1, 2)] == [200, 200, 404]
+        assert [client.get(f"/images/3?generation={each}").status_code for each in (0, 1, 2)] == [200, 404, 404]
+        assert client.get("/images/4?generation=1").status_code == 200
+        assert number(client, "progeo_index_images") == 83
         assert number(client, 'progeo_index_reloads_total{result="opened"}') == 1
         (folder / "index_1.json").write_text("{")
         (folder / "index.json").write_text("{")

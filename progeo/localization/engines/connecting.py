@@ -153,10 +153,20 @@ def check_owner(collection: Collection, engine: EngineMetadata, *, width: int | 
 
 
 def _kind(url: str) -> _Kind:
-    scheme = MEMORY if url == MEMORY else urlsplit(url).scheme
-    if scheme not in _KINDS:
+    scheme = MEMORY if url == MEMORY else _scheme(url)
+    if scheme is None or scheme not in _KINDS:
         raise ValueError(
-            f"`engine_url` must begin with http:// or https://, or be a folder or {MEMORY}, got {url!r}. Use for "
-            f"example http://127.0.0.1:6333."
+            f"`engine_url` must begin with http:// or https://, then a host, or be a folder or {MEMORY}, got {url!r}. "
+            f"Use for example http://127.0.0.1:6333."
         )
     return _KINDS[scheme]
+
+
+def _scheme(url: str) -> str | None:
+    """Return the scheme of a URL, empty for a folder; None if it has a scheme without a host, or no valid port."""
+    try:
+        parts = urlsplit(url)
+        is_valid = bool(parts.hostname) >= bool(parts.scheme) and parts.port != 0
+    except ValueError:
+        return None
+    return parts.scheme if is_valid else None

@@ -23,8 +23,9 @@ _MIN_FREE_BYTES = 2**28
 """Room on the disk that is not used: Qdrant Edge maps sparse files, and the system kills a process that finds none."""
 _BLOCK_BYTES = 512
 _LOCK = threading.Lock()
-_OPEN: "WeakValueDictionary[Path, _Shard]" = WeakValueDictionary()
-"""Shards that this process has open, which could not open one a second time while an index is opened anew."""
+_OPEN: "WeakValueDictionary[tuple[Path, int], _Shard]" = WeakValueDictionary()
+"""Shards that this process has open, which could not open one a second time while an index is opened anew: by path, and
+by the time of their creation, as another can take the place of one that was removed."""
 
 
 class _Contents(TypedDict):
@@ -162,10 +163,11 @@ class EdgeCollection:
                     f"There is no Qdrant Edge in {self.folder}: put it back, or build the index anew."
                 )
             path = (self.folder / _SHARD).resolve()
+            key = path, (self.folder / _CONTENTS).stat().st_mtime_ns
             with _LOCK:
-                shard = _OPEN.get(path)
+                shard = _OPEN.get(key)
                 if shard is None:
-                    shard = _OPEN[path] = _Shard(self.types.EdgeShard.load(str(path)))
+                    shard = _OPEN[key] = _Shard(self.types.EdgeShard.load(str(path)))
             self._shard = shard
         return self._shard.calls
 

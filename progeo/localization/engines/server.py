@@ -43,7 +43,7 @@ class ServerCollection:
         from qdrant_client import models
 
         parts = urlsplit(url)
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
                 f"`engine_url` is stored in the place index and must hold no key: give it in the environment variable "
                 f"{KEY_VARIABLE}, and only the scheme, host and port of {parts.hostname} here."

@@ -37,7 +37,10 @@ def test_a_folder_is_stored_as_an_absolute_path_and_that_of_the_index_as_none(tm
     [
         ({"engine_url": "http://host"}, "`engine_url` is for an `engine`"),
         ({"engine_quantization": "int8"}, "`engine_quantization` is for an `engine`"),
-        ({"engine": "qdrant", "engine_url": "ftp://host"}, "`engine_url` must begin with http:// or https://"),
+        *(
+            ({"engine": "qdrant", "engine_url": url}, "`engine_url` must begin with http:// or https://, then a host")
+            for url in ("ftp://host", "http://", "http://host:port", "http://host:99999", "http://[::1", "host:6333")
+        ),
         ({"engine": "qdrant", "engine_collection": "x"}, "`engine_collection` is for a server, and a folder holds one"),
     ],
 )

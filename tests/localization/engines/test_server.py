@@ -79,9 +79,10 @@ def test_a_server_that_stores_no_owner_is_too_old():
         collection(url).create(2, owner="me", quantization="none")
 
 
-def test_a_url_with_a_key_is_refused():
+@pytest.mark.parametrize("url", ["https://me:secret@host:6333", "http://host?api-key=secret", "http://host#secret"])
+def test_a_url_with_a_key_is_refused(url):
     with pytest.raises(ValueError, match="must hold no key: give it in the environment variable QDRANT_API_KEY"):
-        ServerCollection("https://me:secret@host:6333", "city")
+        ServerCollection(url, "city")
 
 
 def test_a_collection_that_is_gone_is_told():

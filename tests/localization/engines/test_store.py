@@ -80,7 +80,7 @@ def engine_of(url, folder, **options):
 def part(name, rows, **known):
     known = {"num_degrees": rows, "num_headings": rows} | known
     identifier = name.encode().hex().ljust(32, "0")
-    return PartMetadata("part_00000", identifier, rows, zones=(), num_positions=0, cells=None, files={}, **known)
+    return PartMetadata("part_00000", identifier, rows, zones=(), cells=None, files={}, **known)
 
 
 PARTS = {name: part(name, rows) for name, rows in SIZES.items()}
@@ -378,6 +378,14 @@ def test_two_stores_of_one_process_share_what_one_process_can_open(tmp_path):
         first.search(QUERIES, 3, probes=1, refine=0).rows.tolist()
         == second.search(QUERIES, 3, probes=1, refine=0).rows.tolist()
     )
+
+
+def test_a_store_that_takes_the_place_of_a_removed_one_is_opened(tmp_path):
+    engine = engine_of(str(tmp_path / "edge"), tmp_path)
+    removed = stored(engine, tmp_path)
+    shutil.rmtree(tmp_path / "edge")
+    new = stored(engine, tmp_path, {"first": DESCRIPTORS["first"]})
+    assert [len(each.collection.parts()) for each in (removed, new)] == [2, 1]
 
 
 def test_a_search_by_heading_or_place_needs_some_that_are_known(writer):
