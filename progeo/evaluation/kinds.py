@@ -179,18 +179,24 @@ def transforms(index: Any) -> list[Any]:
 
 def _train(index: Any, rows: np.ndarray) -> None:
     """Train an index on rows, float32 (n, D): the centers of inverted lists on all, codes on some."""
-    some = np.linspace(0, len(rows) - 1, min(len(rows), _MAX_TRAINING_CODES)).astype(np.int64)
     if isinstance(index, faiss.IndexPreTransform):
         for transform in transforms(index):
             if not transform.is_trained:
-                transform.train(rows[some])
+                transform.train(_some(rows))
             rows = transform.apply(rows)
         _train(faiss.downcast_index(index.index), rows)
         index.is_trained = True
         return
     if isinstance(index, faiss.IndexIVF) and _has_plain_lists(index) and index.nlist <= len(rows):
         index.quantizer.add(cluster(rows, index.nlist))
-    index.train(rows[some])
+    index.train(_some(rows))
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    """Return the rows that codes are trained on, spread over rows (n, D); few enough are not copied."""
+    if len(rows) <= _MAX_TRAINING_CODES:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, _MAX_TRAINING_CODES).astype(np.int64)]
 
 
 def _has_plain_lists(index: Any) -> bool:
