@@ -311,6 +311,8 @@ def prepare(folder):
 
 
 def cached(name, folder):
+    (folder / "images").mkdir()
+    (folder / "images" / NAMES[0]).write_bytes(b"no image, but there")
     return prepare(folder) / name
 
 
