@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from progeo.localization.stores import DescriptorWriter
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
-_VALUES_AT_ONCE = 2**24
+_VALUES_AT_ONCE = 2**22
 _MAX_INDEX_BYTES = 2**28
 """Maximum size of the faiss index of a part, 256 MiB: inverted lists take up to twice as much while they grow."""
 _ID_BYTES = 8
