@@ -130,7 +130,7 @@ def finish_update(folder: Path) -> None:
 
 def remove_unused_data(folder: Path) -> None:
     """Remove data that no generation names: of earlier generations, and of commands that were killed."""
-    found = sorted(path for path in folder.iterdir() if _DATA.fullmatch(path.name))
+    found = sorted(path for path in folder.glob("*") if _DATA.fullmatch(path.name))
     named = _named(folder)
     for path in found:
         if path.name not in named:

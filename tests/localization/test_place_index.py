@@ -192,6 +192,8 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
         ),
         ("localize a.jpg --index {built}/index", "There is no image a.jpg"),
         ("localize a.jpg --index {built}", "There is no place index in .*built.*`progeo index build`"),
+        ("index add {built}/no --folder {city}/train", "There is no place index in .*/no: make one"),
+        ("index compact {built}/no", "There is no place index in .*/no: make one"),
         ("localize --text tree --index {built}/index", "tiny-resnet, aggregation gem.* cannot be compared with texts"),
         ("index build --folder {city}/train --encoder thumbnail --out x", "saved, thumbnail cannot"),
         ("index build --folder {city}/train --encoder {encoder} --out {built}/index", "holds a place index already"),
