@@ -135,6 +135,7 @@ def test_lines_join_the_matched_points_of_predictions(tmp_path, open_page, check
     assert "0 matched points" in told[1]
     page.locator("#rows > li[data-key='0'] .strips .photo").first.click()
     assert "lines between 3 matched points" in page.locator("#lightbox").inner_text()
+    page.locator("#lightbox svg.lines line").first.wait_for(state="attached")  # drawn once the picture has loaded
     assert page.locator("#lightbox svg.lines line").count() == 2 * 3  # each with a halo
     check_accessibility(page)
     page.locator("#lightbox").get_by_role("checkbox").uncheck()
