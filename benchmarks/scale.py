@@ -29,6 +29,7 @@ from benchmarks.generated_city import (
     rows_within,
     save_images,
 )
+from progeo.disk import make_folder
 from progeo.evaluation.kinds import default_kind
 from progeo.evaluation.search import Neighbors, build_index, nearest_neighbors, save_index
 from progeo.export.weights import load_encoder, save_encoder
@@ -124,6 +125,8 @@ def main() -> None:
     parser.add_argument("--engine_rows", type=int, default=100_000, help="rows of an index in Qdrant Edge; 0 for none")
     parser.add_argument("--folder", type=Path, help="folder for temporary files, 14 GB for 5 million rows")
     options = parser.parse_args()
+    if options.folder is not None:
+        make_folder(options.folder)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for num_rows in options.rows:
             city = City(Path(name) / str(num_rows), num_rows, options.dim, options.queries)

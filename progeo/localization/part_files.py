@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from progeo.localization.stores import DescriptorWriter
 
 COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
-_VALUES_AT_ONCE = 2**22
-_MAX_INDEX_BYTES = 2**28
-"""Maximum size of the faiss index of a part, 256 MiB: inverted lists take up to twice as much while they grow."""
+_VALUES_AT_ONCE = 2**21
+_MAX_INDEX_BYTES = 2**27
+"""Maximum size of the faiss index of a part, 128 MiB: inverted lists take up to twice as much while they grow."""
 _ID_BYTES = 8
 
 
@@ -97,7 +97,7 @@ class PartFormat:
 
     @cached_property
     def max_rows(self) -> int:
-        """Maximum number of rows of a part, whose faiss index takes 256 MiB at most."""
+        """Maximum number of rows of a part, whose faiss index takes 128 MiB at most."""
         if self.trained is None:
             return self.part_rows
         index = load_index(self.trained)
