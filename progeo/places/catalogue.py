@@ -247,12 +247,14 @@ def open_catalogue(path: Path, folder: Path | RemotePath, *, completely: bool = 
         ValueError: the file is corrupt; the message names it.
     """
     try:
-        table = _mapped(path, folder).table
-        table.validate(full=completely)
+        opened = _mapped(path, folder)
+        opened.table.validate()
         if completely:
-            _check_columns(table)
-        del table  # which counts all that was validated as memory of this process
-        return _mapped(path, folder)
+            for start in range(0, max(1, len(opened)), _ROWS_AT_ONCE):  # what is read counts as memory until it closes
+                table = _mapped(path, folder).table.slice(start, _ROWS_AT_ONCE)
+                table.validate(full=True)
+                _check_columns(table)
+        return opened
     except _ARROW_ERRORS as error:
         raise _no_catalogue(path, error) from None
 

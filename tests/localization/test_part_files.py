@@ -44,12 +44,12 @@ def test_rows_are_cut_into_parts_of_about_equal_size(count, part_rows, cuts):
 
 
 @pytest.mark.parametrize(("kind", "row_bytes"), [("Flat", 1024), ("IVF1,Flat", 1024), ("SQ8", 256), ("HNSW8", 1024)])
-def test_the_faiss_index_of_a_part_takes_a_quarter_of_a_gigabyte_at_most(kind, row_bytes, tmp_path):
+def test_the_faiss_index_of_a_part_takes_128_mib_at_most(kind, row_bytes, tmp_path):
     index = faiss.index_factory(DIM, kind)
     index.train(np.zeros((1, DIM), np.float32))
     save_index(index, tmp_path / "trained.faiss")
     most = PartFormat({}, tmp_path / "trained.faiss", 10**9).max_rows
-    assert most * (row_bytes + 8) <= 2**28 < (most + 1) * (row_bytes + 9)
+    assert most * (row_bytes + 8) <= 2**27 < (most + 1) * (row_bytes + 9)
     assert PartFormat({}, tmp_path / "trained.faiss", 99).max_rows == 99
 
 

@@ -127,6 +127,18 @@ def test_a_catalogue_with_columns_that_it_cannot_have_is_refused_by_name(column,
         open_catalogue(tmp_path / "x.arrow", tmp_path)
 
 
+def test_every_slice_of_a_catalogue_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("progeo.places.catalogue._ROWS_AT_ONCE", 2)
+    table = build_catalogue(tmp_path, [name(each) for each in range(1, 6)]).table
+    Catalogue(tmp_path, table).save(tmp_path / "x.arrow")
+    assert len(open_catalogue(tmp_path / "x.arrow", tmp_path)) == 5
+    position = table.column_names.index("zone")
+    zones = pa.array([10, 10, 10, 10, 61], pa.int8())
+    Catalogue(tmp_path, table.set_column(position, "zone", zones)).save(tmp_path / "x.arrow")
+    with pytest.raises(ValueError, match="its column zone has values from 61 to 61"):
+        open_catalogue(tmp_path / "x.arrow", tmp_path)
+
+
 def test_a_catalogue_without_an_image_is_refused_by_name(tmp_path):
     build_catalogue(tmp_path, [name(1)]).take(np.array([], np.int64)).save(tmp_path / "x.arrow")
     with pytest.raises(ValueError, match=r"x\.arrow is no catalogue of progeo: it holds no image"):
