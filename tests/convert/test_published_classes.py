@@ -95,9 +95,15 @@ def network():
     ("options", "arguments", "kind", "scale"),
     [
         ([], {}, "arcface", 100.0),
-        (["--head", "cosface"], {}, "cosface", 100.0),
+        pytest.param(["--head", "cosface"], {}, "cosface", 100.0, marks=pytest.mark.slow),
         ([], {"args": argparse.Namespace(classifier_type="LMCC", lmcc_s=64.0)}, "cosface", 64.0),
-        (["--head", "arcface"], {"args": argparse.Namespace(classifier_type="LMCC")}, "arcface", 100.0),
+        pytest.param(
+            ["--head", "arcface"],
+            {"args": argparse.Namespace(classifier_type="LMCC")},
+            "arcface",
+            100.0,
+            marks=pytest.mark.slow,
+        ),
         ([], {"args": argparse.Namespace(classifier_type="FC_CE")}, "linear", 1.0),
     ],
 )

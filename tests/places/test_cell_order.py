@@ -70,7 +70,7 @@ def _circles(draw):
     return Near(latitude, longitude, radius_m), north, east
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(_circles(), st.integers(1, 4), st.booleans())
 def test_rows_within_a_radius_are_those_of_a_plain_filter(circle, chunks, is_sorted):
     near, latitude, longitude = circle
@@ -138,7 +138,7 @@ def test_no_row_lies_within_a_radius_of_a_set_without_known_positions():
     assert ordered([], []).rows_within(Near(0, 0, 1e8)).tolist() == []
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(-90, 90), st.floats(-180, 180), st.floats(1, 2e6), st.integers(0, 2**32))
 def test_a_circle_reaches_the_range_of_cells_of_every_position_in_it(latitude, longitude, radius_m, seed):
     rng, near = np.random.default_rng(seed), Near(latitude, longitude, radius_m)
