@@ -24,7 +24,7 @@ from progeo.engine.stopping import Terminated, raising_terminated
 from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
 from progeo.plugins import import_installed_plugins, import_plugin
 from progeo.printable import escaped
-from progeo.unwritten import UnwrittenError
+from progeo.unwritten import ErrorWithResult
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,11 @@ COMMANDS = {
         "progeo dataset views panoramas --out views",
         ("panoramas",),
     ),
+    "doctor": Command(
+        "doctor:doctor",
+        "show what this machine has, what is missing, and which trainings fit into its memory",
+        "progeo doctor",
+    ),
     "demo": Command("demo:demo", "run everything on a small rendered city", "progeo demo --out demo"),
 }
 _LONGEST, _BEGINNING, _END = 5000, 4000, 500
@@ -285,7 +290,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     try:
         with explaining_out_of_memory(_less_memory(function)):
             result = function(**arguments)
-    except UnwrittenError as error:
+    except ErrorWithResult as error:
         _print_result(error.result, words)
         raise
     _print_result(result, words)

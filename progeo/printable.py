@@ -35,6 +35,18 @@ def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (texts[0], alignments, *texts[1:]))
 
 
+def plain_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> list[str]:
+    """Align the columns of rows as lines: the first `num_texts` to the left, the others, of numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < num_texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in rows
+    ]
+
+
 def _as_cell(text: str) -> str:
     """Escape what would end a cell of Markdown or begin HTML in it."""
     return re.sub(r"(\\*)\|", r"\1\1\\|", html.escape(" ".join(text.splitlines()), quote=False))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progeo.config.datasets import PlanSettings
+from progeo.printable import plain_table
 
 if TYPE_CHECKING:
     from progeo.remote_files import RemotePath
@@ -87,12 +88,10 @@ class Plan:
     def __str__(self) -> str:
         head = ("group", "classes", "images", "images of a class: min", "median", "max")
         table = [head, *(tuple(f"{value:,.15g}" for value in row.values()) for row in self.rows)]
-        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-        lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
         counts = [int(row["images"]) for row in self.rows]
         return "\n".join(
             [
-                *lines,
+                *plain_table(table, num_texts=0),
                 f"{self.images:,} images; {sum(counts):,} of them in the {len(counts)} groups of classes with at least "
                 f"{self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
                 f"{min(self.num_groups, len(counts))}",

@@ -1,28 +1,38 @@
 """Memory use of a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+
+from progeo.engine.accelerator import Processor
+from progeo.engine.options import Precision
 
 
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
     """Measure the bytes that a forward pass saves for the backward pass, excluding the weights of the module."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict(keep_vars=True).values()}
+    weights = {_storage_of(tensor) for tensor in module.state_dict(keep_vars=True).values()}
     kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> None:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in weights:
-            kept[address] = tensor.detach()  # keep a reference, so that the address is not reused
+        storage = _storage_of(tensor)
+        if storage not in weights:
+            kept[storage] = tensor.detach()  # keep a reference, so that the number is not reused
 
     # Pack to None: the graph holds what `note` returns, and a reference back to it would leak graph and module.
     with saved_tensors_hooks(note, lambda _: None):  # type: ignore[arg-type, return-value]
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """Return a number that tells the storage of a tensor from others, also one without values, which has no address."""
+    return tensor.untyped_storage()._cdata
 
 
 def trained_before_frozen(forward: Callable[[], object], module: nn.Module) -> list[str]:
@@ -58,3 +68,20 @@ def used_memory(device: torch.device) -> dict[str, int]:
 def parameter_bytes(module: nn.Module, *, trained_only: bool = False) -> int:
     """Return the size in bytes of a module's parameters, or with `trained_only` of those that require a gradient."""
     return sum(p.nbytes for p in module.parameters() if p.requires_grad or not trained_only)
+
+
+@contextmanager
+def without_values(module: nn.Module, mixed_precision: Precision) -> Iterator[Processor]:
+    """Give a module of the meta device tensors that have a device but no values, and compute with such in the block.
+
+    Unlike on the meta device, operations choose the same kernels, and round to the same precision, as with values. The
+    processor that is yielded is the device with a precision.
+    """
+    processor = Processor(torch.device("cpu"), mixed_precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        empty = {
+            name: torch.empty(each.shape, dtype=each.dtype, device=processor.device)
+            for name, each in module.state_dict().items()
+        }
+        module.load_state_dict(empty, assign=True)
+        yield processor

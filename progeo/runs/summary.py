@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from progeo.printable import plain_table
 from progeo.runs.reading import MEMORY, Stage, final_of_groups, number
 
 HEADER = ("run", "stage", "epochs", "best", "loss", "images/s", "memory")
@@ -69,9 +70,7 @@ class Summaries:
 
     def __str__(self) -> str:
         rows = [list(HEADER), *(each.cells for each in self.stages)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join(line.rstrip() for line in aligned)
+        return "\n".join(plain_table(rows, num_texts=len(HEADER)))
 
 
 def summarize(stage: Stage) -> Summary:

@@ -1,29 +1,25 @@
 """Overview that stage 2 logs before it starts: data, groups, parameters and estimated memory."""
 
-import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from progeo.cores import usable_cores
 from progeo.data.crops import CROP_DRAWS
 from progeo.data.datasets import Unreadable
-from progeo.engine.accelerator import autocast
-from progeo.engine.memory import parameter_bytes, saved_bytes, trained_before_frozen
+from progeo.engine.memory import parameter_bytes, trained_before_frozen
 from progeo.models.encoder import Encoder
 from progeo.models.options import ModelOptions
 from progeo.training.batches import Batches
 from progeo.training.image_training import ImageTraining
+from progeo.training.memory import COPIES_OF_TRAINED, image_memory, state_bytes
 from progeo.training.precision import precision_in_words
 from progeo.training.starting_encoder import starting_statistics
 
 _IMAGES_TIMED, _TIMED_S = 16, 1.0
 """Number of images that are decoded to measure the time, and the time after which no further one is."""
-_COPIES_OF_TRAINED = {"adamw": 3, "sgd": 2}
-"""Besides the weights themselves: the gradient, and the two moments of Adam or the momentum."""
 _MAX_NAMES = 4
 
 
@@ -65,8 +61,8 @@ class Memory:
 def estimated_memory(training: ImageTraining) -> Memory:
     """Estimate the memory of a training."""
     options, encoder, terms, accelerator = training.options, training.encoder, training.terms, training.accelerator
-    copies = _COPIES_OF_TRAINED[options.optimizer]
-    states = parameter_bytes(encoder) + copies * parameter_bytes(encoder, trained_only=True)
+    copies = COPIES_OF_TRAINED[options.optimizer]
+    states = state_bytes(encoder, options.optimizer)
     if options.ema_decay is not None:
         states += parameter_bytes(encoder)
     if len(options.generations) > 1:
@@ -77,23 +73,8 @@ def estimated_memory(training: ImageTraining) -> Memory:
     states += (1 + copies) * max(sum(map(parameter_bytes, modules)) for modules in groups)
     states += max(sum(buffer.nbytes for module in modules for buffer in module.buffers()) for modules in groups)
     at_once = training.drawn.images_per_step // (accelerator.num_processes * options.micro_batches)
-    shape = (3, *training.drawn.crop.size)
-    one, two = (_kept_for_gradient(encoder, (count, *shape), accelerator) for count in (1, 2))
-    # The bytes of an image, and the floats that jitter and normalization turn them into.
-    images = one + (at_once - 1) * (two - one) + at_once * math.prod(shape) * (1 + 3 * 4)
-    cached = training.bytes_in_memory
-    return Memory(states, images, at_once, cached)
-
-
-def _kept_for_gradient(encoder: Encoder, shape: tuple[int, ...], accelerator: Accelerator) -> int:
-    """Measure the bytes saved for the backward pass of images of a shape, at the precision of training."""
-    images = torch.zeros(shape, device=accelerator.device)
-    was_training = encoder.training
-    encoder.eval()  # these must not change the batch-norm statistics
-    with autocast(accelerator):
-        kept = saved_bytes(lambda: encoder.forward(images), encoder)
-    encoder.train(was_training)
-    return kept
+    images = image_memory(encoder, training.drawn.crop.size, accelerator).of(at_once)
+    return Memory(states, images, at_once, training.bytes_in_memory)
 
 
 def _advice_on_frozen(encoder: Encoder) -> list[str]:
@@ -126,12 +107,12 @@ def _decoding(drawn: Batches) -> str:
     workers = drawn.data.num_workers
     several = f"{workers} process{'' if workers == 1 else 'es'} (`data.num_workers`)"
     who = several if workers else "the training process (`data.num_workers` 0)"
-    seconds = _seconds_per_image(drawn)
+    seconds = decoding_seconds(drawn)
     speed = f"{1e3 * seconds:.3g} ms per image, measured; {max(1, workers) / seconds:,.0f} per second at most"
     return f"{who} on {usable_cores()} cores: {speed}"
 
 
-def _seconds_per_image(drawn: Batches) -> float:
+def decoding_seconds(drawn: Batches) -> float:
     """Measure the time of decoding, cropping and resizing an image, over images from the entire data set."""
     images, draws = drawn.sets[0], np.full(CROP_DRAWS, 0.5)
     seconds: list[float] = []
