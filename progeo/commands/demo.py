@@ -76,9 +76,9 @@ def _run_all(out: Path, city: Path) -> Demo:
     run, encoder, untrained = out / "run", out / "encoder", out / "untrained"
     folders = [f"--out={run}", f"--data.train_folder={city / 'train'}", f"--validation.folder={city / 'val'}"]
     stages = parse_arguments(train, ["--config", "toy/tiny_resnet", *folders, "--resume"])
-    stage2 = train(**stages)
+    train(**stages)
     if not encoder.exists():
-        export(stage2, out=encoder)
+        export(run / "stage2", out=encoder)
     settings = stages["stage2"]
     start = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed)
     save_encoder(untrained, start, provenance={"settings": plain_values(settings)}, recalls={})

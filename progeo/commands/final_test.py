@@ -12,18 +12,18 @@ from progeo.evaluation.options import BenchmarkOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 
-def check_final_test(settings: EncoderSettings) -> None:
-    """Check before the training that the final test can be run after it.
+def check_final_test(settings: EncoderSettings) -> int:
+    """Check before the training that the final test can be run after it, and return its number of images.
 
     Raises:
         ValueError: a folder does not exist, or `load_query_set` refuses the images.
     """
     test, validation = settings.test, settings.validation
     if test.folder is None:
-        return
+        return 0
     queries = test.queries or validation.queries
     try:
-        load_query_set(
+        query_set = load_query_set(
             test.folder,
             validation.database,
             queries,
@@ -35,6 +35,7 @@ def check_final_test(settings: EncoderSettings) -> None:
             f"There can be no final test on `test.folder` {test.folder}: {error} Its folders are `validation.database` "
             f"{validation.database} and `test.queries` {queries}; without `test.folder` there is no test."
         ) from None
+    return len(query_set.database) + len(query_set.queries)
 
 
 def run_final_test(settings: EncoderSettings, run: RunFolder, accelerator: Accelerator) -> None:

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
@@ -14,6 +14,8 @@ from progeo.locks import locked_if_free
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from progeo.engine.dry_run import DryRun
 
 
 def build_index(
@@ -28,7 +30,8 @@ def build_index(
     work: WorkOptions = WorkOptions(),
     cache: CacheOptions = CacheOptions(),
     mixed_precision: Precision = "no",
-) -> Path:
+    dry_run: bool = False,
+) -> "Path | DryRun":
     """Extract the descriptors of images, or of the classes of a map, and write a place index; returns its folder.
 
     Args:
@@ -43,26 +46,32 @@ def build_index(
         work: Options of extraction.
         cache: Options of the descriptor cache.
         mixed_precision: Precision of the encoder.
+        dry_run: Check all settings, images and folders, extract descriptors of some images, and show the time and the
+            space on the disk that the index would take. Nothing is written.
 
     Raises:
         ValueError: the folder holds an index already, the encoder has no weights, or options contradict each other.
         ConnectionError: the engine cannot be reached.
+        ProblemsError: a dry run finds that files do not fit on the disk.
     """
     from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.dry_run import checked
     from progeo.localization.building import build_place_index
+    from progeo.localization.dry_run import dry_run_of_building
 
-    build_place_index(
-        out,
-        folder,
-        encoder_name=encoder,
-        accelerator=start_accelerator(mixed_precision),
-        options=options,
-        engine_options=engine_options,
-        classes=classes,
-        images=images,
-        work=work,
-        cache=cache,
-    )
+    arguments: dict[str, Any] = {
+        "encoder_name": encoder,
+        "accelerator": start_accelerator(mixed_precision),
+        "options": options,
+        "engine_options": engine_options,
+        "classes": classes,
+        "images": images,
+        "work": work,
+        "cache": cache,
+    }
+    if dry_run:
+        return checked([dry_run_of_building(out, folder, **arguments)])[0]
+    build_place_index(out, folder, **arguments)
     return out
 
 
@@ -74,7 +83,8 @@ def add_to_index(
     cache: CacheOptions,
     wait: bool = False,
     mixed_precision: Precision = "no",
-) -> Path:
+    dry_run: bool = False,
+) -> "Path | DryRun":
     """Add the images of a folder to a place index; returns the folder of the index.
 
     Args:
@@ -84,11 +94,20 @@ def add_to_index(
         cache: Options of the descriptor cache.
         wait: Wait until another command that changes the index is done, instead of working beside it.
         mixed_precision: Precision of the encoder.
+        dry_run: Check the index and the images, extract descriptors of some of them, and show the time and the space on
+            the disk that adding them would take. Nothing is written.
+
+    Raises:
+        ProblemsError: a dry run finds that files do not fit on the disk.
     """
     from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.dry_run import checked
     from progeo.localization.adding import add_to_place_index
+    from progeo.localization.dry_run import dry_run_of_adding
 
     accelerator = start_accelerator(mixed_precision)
+    if dry_run:
+        return checked([dry_run_of_adding(index, folder, accelerator=accelerator, work=work, cache=cache)])[0]
     with _changing(index, accelerator, wait=wait):
         add_to_place_index(index, folder, accelerator=accelerator, work=work, cache=cache)
     return index

@@ -10,7 +10,7 @@ from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
 from progeo.disk import make_folder
-from progeo.engine.run_folder import RunFolder, open_run, stored_settings
+from progeo.engine.run_folder import RunFolder, check_run, open_run, stored_settings
 from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels
 from progeo.training.trainer import check_checkpoints
@@ -52,6 +52,7 @@ def open_stage(
     *,
     may_change: Collection[str],
     is_main: bool,
+    dry_run: bool = False,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
 ) -> Iterator[RunFolder]:
@@ -63,6 +64,7 @@ def open_stage(
         source: the data that the stage learns from.
         may_change: dotted names of settings that may differ in a resumed run, besides those of every stage.
         is_main: whether this process checks and writes.
+        dry_run: only check the folder, and write nothing.
         defaults: former defaults that differ from today's, by dotted name, for a run from before a setting existed.
         check: further check of a run to resume, see `open_run`.
     """
@@ -73,21 +75,25 @@ def open_stage(
         source.check(run, changed)
 
     folder = settings.out / stage
+    how: dict[str, Any] = {
+        "resume": settings.resume,
+        "defaults": {**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
+        "renamed": RENAMED,
+        "may_change": (*_MAY_CHANGE, *may_change),
+        "check": check_all,
+    }
+    if dry_run:
+        if settings.resume:
+            check_checkpoints(RunFolder(folder))
+        check_run(RunFolder(folder), plain_values(settings), **how)
+        yield RunFolder(folder)
+        return
     if is_main:
         make_folder(folder)
     with locked(folder, wait=settings.wait) if is_main else nullcontext():
         if is_main and settings.resume:
             check_checkpoints(RunFolder(folder))
-        run = open_run(
-            folder,
-            plain_values(settings),
-            resume=settings.resume,
-            defaults={**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
-            renamed=RENAMED,
-            may_change=(*_MAY_CHANGE, *may_change),
-            check=check_all,
-            is_main=is_main,
-        )
+        run = open_run(folder, plain_values(settings), is_main=is_main, **how)
         if is_main:
             source.keep(run)
         yield run

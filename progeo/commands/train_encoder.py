@@ -1,6 +1,7 @@
 """Stage 2: train the image encoder on places and on the texts that stage 1 learned for them."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from progeo.config.training import EncoderSettings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from progeo.engine.dry_run import DryRun
+    from progeo.engine.run_folder import RunFolder
     from progeo.training.batches import Batches
     from progeo.training.image_training import ImageTraining
     from progeo.training.places import TrainingImages
@@ -43,26 +46,33 @@ _MAY_CHANGE = (
 )
 
 
-def train_encoder(settings: EncoderSettings) -> Path:
+def train_encoder(settings: EncoderSettings, *, dry_run: bool = False) -> "Path | DryRun":
     """Run stage 2 and return its folder, with the encoder of the best validation in `best/`, or the last in `last/`.
 
     A final test follows if the settings name one. A run interrupted at any step resumes from its newest checkpoint and
     gives the same result as if it had not been interrupted.
 
+    Args:
+        dry_run: Check all settings, images and folders, take ten steps, and show the time, the memory and the space on
+            the disk that the training would take. Nothing is written.
+
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written, and the message says how to resume.
         MemoryError: out of memory; the message says which settings to lower.
+        ProblemsError: a dry run finds that checkpoints do not fit on the disk.
     """
     import gc
 
     from progeo.commands.final_test import check_final_test, run_final_test
-    from progeo.commands.stages import open_stage, resized_as_begun
+    from progeo.commands.stages import resized_as_begun
     from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.dry_run import checked
     from progeo.engine.log import LOGGER
     from progeo.engine.out_of_memory import explaining_out_of_memory
     from progeo.training.overview import overview
-    from progeo.training.trainer import Trainer
 
+    if dry_run:
+        return checked([dry_run_of_encoder(settings)])[0]
     check_method(settings)
     settings = resized_as_begun(settings, "stage2")
     accelerator = start_accelerator(
@@ -72,26 +82,12 @@ def train_encoder(settings: EncoderSettings) -> Path:
     check_final_test(settings)
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = build_training(settings, images, accelerator)
-        stage = open_stage(
-            settings,
-            "stage2",
-            training.learned_from,
-            may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
-            is_main=accelerator.is_main_process,
-        )
-        with stage as run:
+        with _stage(settings, training) as run:
             for line in overview(training, model=settings.model):
                 LOGGER.info(line)
             if training.teacher is not None:
                 training.teacher.prepare(images.catalogues, settings.data)
-            trainer = Trainer(
-                training,
-                settings.training,
-                run,
-                checkpoints=run.checkpoints,
-                seed=settings.seed,
-                accelerator=accelerator,
-            )
+            trainer = _trainer(settings, training, run)
             _train(trainer, training.settings)
             # Before the end: if its networks were the last to hold the process group, freeing it could wait forever.
             del training, trainer
@@ -100,6 +96,67 @@ def train_encoder(settings: EncoderSettings) -> Path:
             run_final_test(settings, run, accelerator)
     accelerator.end_training()
     return run.path
+
+
+def dry_run_of_encoder(settings: EncoderSettings, *, unlearned_dim: int | None = None) -> "DryRun":
+    """Check a training, and estimate its time, memory and space from some steps, without writing anything.
+
+    Args:
+        unlearned_dim: dimension of the text features, if stage 1 is to learn them first.
+
+    Raises:
+        ValueError, FileNotFoundError, MemoryError: the training would not begin.
+    """
+    from progeo.commands.final_test import check_final_test
+    from progeo.commands.stages import resized_as_begun
+    from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.dry_run import DryRun
+    from progeo.engine.out_of_memory import explaining_out_of_memory
+    from progeo.training.dry_run import dry_run_phases, dry_run_space, measured_memory
+    from progeo.training.overview import overview
+
+    check_method(settings)
+    settings = resized_as_begun(settings, "stage2")
+    accelerator = start_accelerator(
+        settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
+    )
+    images = read_training_images(settings)
+    num_tested = check_final_test(settings)
+    with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
+        training = build_training(settings, images, accelerator, unlearned_dim=unlearned_dim)
+        with _stage(settings, training, dry_run=True) as run:
+            found = overview(training, model=settings.model)
+            phases = dry_run_phases(training, run, num_tested=num_tested)
+            space = dry_run_space(training, _trainer(settings, training, run))
+    return DryRun("train encoder", [*found, measured_memory(accelerator.device)], phases, [space])
+
+
+def _stage(
+    settings: EncoderSettings, training: "ImageTraining", *, dry_run: bool = False
+) -> "AbstractContextManager[RunFolder]":
+    from progeo.commands.stages import open_stage
+
+    return open_stage(
+        settings,
+        "stage2",
+        training.learned_from,
+        may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
+        is_main=training.accelerator.is_main_process,
+        dry_run=dry_run,
+    )
+
+
+def _trainer(settings: EncoderSettings, training: "ImageTraining", run: "RunFolder") -> "Trainer":
+    from progeo.training.trainer import Trainer
+
+    return Trainer(
+        training,
+        settings.training,
+        run,
+        checkpoints=run.checkpoints,
+        seed=settings.seed,
+        accelerator=training.accelerator,
+    )
 
 
 def check_method(settings: EncoderSettings) -> None:
@@ -207,8 +264,20 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
     check_final_test(settings)
 
 
-def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
-    """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
+def build_training(
+    settings: EncoderSettings,
+    images: "TrainingImages",
+    accelerator: "Accelerator",
+    *,
+    unlearned_dim: int | None = None,
+) -> "ImageTraining":
+    """Build the training of an encoder: the encoder, its losses, batches, teacher and validation.
+
+    Args:
+        unlearned_dim: dimension of the text features in whose place ones are taken, for a dry run before stage 1.
+    """
+    import torch
+
     from progeo.models.aggregation import AGGREGATIONS
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
@@ -229,12 +298,15 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     if isinstance(images, TrainingPlaces):
         if "labels" in needs:
             check_classes(images.partition)
-        if "text" in needs:
+        if "text" in needs and unlearned_dim is not None:
+            text_features = [torch.ones(count, unlearned_dim) for count in images.classes_per_group]
+            logit_scale = 1.0
+        elif "text" in needs:
             text_features = load_text_features(prompts, images.partition)
             if text.weight and text.temperature == "clip":
                 logit_scale = load_logit_scale(prompts)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
-    if text_features is None:
+    if text_features is None or unlearned_dim is not None:
         keep_text_weights(encoder, None)
     else:
         keep_text_weights(encoder, prompts, text_features[0].shape[1])

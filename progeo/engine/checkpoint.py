@@ -107,6 +107,14 @@ def _write(final: Path, plain: Any, tensors: dict[str, Tensor]) -> Path:
     return final
 
 
+def checkpoint_bytes(state: Any) -> int:
+    """Return the size of the tensors of a nested state, which is about that of its checkpoint."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    items = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(checkpoint_bytes, items))
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint that `save_checkpoint` wrote, with its tensors on the CPU.
 

@@ -196,15 +196,7 @@ def open_run(
     """
     run = RunFolder(path)
     if is_main:
-        if run.config.is_file():
-            if not resume:
-                raise ValueError(f"{path} already holds a run: set `resume` to resume it, or name another `out`.")
-            if run.begun:
-                stored = {renamed.get(name, name): value for name, value in stored_settings(run).items()}
-                before, now = flat_settings(defaults) | stored, flat_settings(settings)
-                changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-                _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
-                check(run, {name: before.get(name) for name in changed})
+        check_run(run, settings, resume=resume, defaults=defaults, renamed=renamed, may_change=may_change, check=check)
         make_folder(path)
         for folder in (path, *(each for each in path.rglob("*") if each.is_dir())):
             remove_abandoned(folder)
@@ -214,6 +206,33 @@ def open_run(
         log_to_file(path / "log.txt")
     LOGGER.info("run folder %s", path)
     return run
+
+
+def check_run(
+    run: RunFolder,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    may_change: Collection[str] = (),
+    check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
+) -> None:
+    """Check that a folder can be that of a new run, or that its run can be resumed, see `open_run`.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not run.config.is_file():
+        return
+    if not resume:
+        raise ValueError(f"{run.path} already holds a run: set `resume` to resume it, or name another `out`.")
+    if run.begun:
+        stored = {renamed.get(name, name): value for name, value in stored_settings(run).items()}
+        before, now = flat_settings(defaults) | stored, flat_settings(settings)
+        changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+        _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
+        check(run, {name: before.get(name) for name in changed})
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

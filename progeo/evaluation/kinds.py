@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,22 +141,44 @@ def train_kind(database: Rows, kind: str) -> faiss.Index:
     Raises:
         ValueError: faiss does not know this factory string, or the database is too small to train the index.
     """
-    try:
+    index = untrained_kind(kind, len(database), database.width)
+    with _naming(kind, len(database), database.width):
+        _train(index, _sample(database, num_lists_of(index)))
+    return index
+
+
+def untrained_kind(kind: str, num_rows: int, width: int) -> Any:
+    """Build an empty index of a kind for descriptors (N, D), which is to be trained.
+
+    Raises:
+        ValueError: see `train_kind`.
+    """
+    with _naming(kind, num_rows, width):
         if _CRASHES.search(kind):
             raise RuntimeError("a number in it is too small")
-        index: Any = faiss.index_factory(database.width, kind)
-        num_lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
-        if num_lists < 1:
+        index = faiss.index_factory(width, kind)
+        if num_lists_of(index) < 1:
             raise RuntimeError("it would have no list")
         if isinstance(index, faiss.IndexIDMap):
             raise RuntimeError("its rows have numbers of their own")
-        _train(index, _sample(database, num_lists))
+        return index
+
+
+def num_lists_of(index: faiss.Index) -> int:
+    """Return the number of inverted lists of an index, 1 if it has none."""
+    return getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
+
+
+@contextmanager
+def _naming(kind: str, num_rows: int, width: int) -> Iterator[None]:
+    """Turn an error of faiss into a sentence about a kind of index of descriptors (N, D)."""
+    try:
+        yield
     except RuntimeError as error:  # faiss raises nothing else
         raise ValueError(
-            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "
-            f"{faiss_reason(error)}. Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
+            f"There is no index {kind!r} of {num_rows} descriptors of {width} dimensions: {faiss_reason(error)}. Use "
+            f"for example IVF{max(1, int(num_rows**0.5))},Flat."
         ) from None
-    return index
 
 
 def add_rows(index: Any, rows: np.ndarray) -> None:

@@ -51,28 +51,13 @@ def prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Cata
     Raises:
         ValueError: the folder is corrupt, or images changed since their features were extracted.
     """
-    place, now, count = str(catalogue.folder.resolve()), see_files(catalogue), len(catalogue)
-    names = [_name(depends_on, contents_digest(now)), _name(depends_on, contents_digest(now), place)]
-    here: tuple[Path, np.ndarray] | None = None
-    try:
-        for folder, its_place in _folders(cache.folder, names, depends_on):
-            try:
-                changed = changed_files(_load_files(folder, count), now, count)
-            except ValueError:  # corrupt
-                if its_place == place:
-                    raise
-                continue
-            if not len(changed):
-                if its_place != place:
-                    LOGGER.info("%s has the features of these images, extracted in %s", folder, its_place)
-                return folder
-            if its_place == place:
-                here = folder, changed
-        if here is not None:
-            _accept_repaired(*here, now, catalogue, shard_size)
-            return here[0]
-    except ValueError as error:
-        raise ValueError(f"{str(error).rstrip('.')}: remove that folder, or name another `{cache.setting}`.") from None
+    place, now = str(catalogue.folder.resolve()), see_files(catalogue)
+    names = _names(depends_on, now, place)
+    if (found := find_folder(cache, depends_on, catalogue, shard_size, now=now)) is not None:
+        folder, is_repaired = found
+        if is_repaired:
+            _save_files(folder, now)
+        return folder
     # Where the name by contents is taken, modification times tell these images from those that it is for.
     made = cache.folder / next((name for name in names if not (cache.folder / name).exists()), names[-1])
     try:
@@ -85,6 +70,60 @@ def prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Cata
             raise
         return prepared_folder(cache, depends_on, catalogue, shard_size)  # another process made it just now
     return made
+
+
+def find_folder(
+    cache: Cache,
+    depends_on: Mapping[str, Any],
+    catalogue: Catalogue,
+    shard_size: int,
+    *,
+    now: np.ndarray | None = None,
+) -> tuple[Path, bool] | None:
+    """Find the folder of these features, see `prepared_folder`; None if there is none.
+
+    Args:
+        now: the images as `see_files` returns them; None looks at them.
+
+    Returns:
+        The folder, and whether images without features changed since it was made: they may have been repaired.
+
+    Raises:
+        ValueError: as `prepared_folder`.
+    """
+    place, now = str(catalogue.folder.resolve()), see_files(catalogue) if now is None else now
+    try:
+        found = _find(cache.folder, depends_on, len(catalogue), now, place)
+        if found is not None and len(found[1]):
+            _check_repaired(*found, now, catalogue, shard_size)
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')}: remove that folder, or name another `{cache.setting}`.") from None
+    return None if found is None else (found[0], len(found[1]) > 0)
+
+
+def _find(
+    cache: Path, depends_on: Mapping[str, Any], count: int, now: np.ndarray, place: str
+) -> tuple[Path, np.ndarray] | None:
+    """Find the folder whose images are as now, or else that of this place, and the images that changed since."""
+    here: tuple[Path, np.ndarray] | None = None
+    for folder, its_place in _folders(cache, _names(depends_on, now, place), depends_on):
+        try:
+            changed = changed_files(_load_files(folder, count), now, count)
+        except ValueError:  # corrupt
+            if its_place == place:
+                raise
+            continue
+        if not len(changed):
+            if its_place != place:
+                LOGGER.info("%s has the features of these images, extracted in %s", folder, its_place)
+            return folder, changed
+        if its_place == place:
+            here = folder, changed
+    return here
+
+
+def _names(depends_on: Mapping[str, Any], now: np.ndarray, place: str) -> list[str]:
+    return [_name(depends_on, contents_digest(now)), _name(depends_on, contents_digest(now), place)]
 
 
 def _name(*values: Any) -> str:
@@ -117,8 +156,8 @@ def _folders(cache: Path, own: Sequence[str], depends_on: Mapping[str, Any]) -> 
             yield folder, place
 
 
-def _accept_repaired(folder: Path, changed: np.ndarray, now: np.ndarray, catalogue: Catalogue, shard_size: int) -> None:
-    """Record the images as they are now if those that changed have no features yet: they may have been repaired.
+def _check_repaired(folder: Path, changed: np.ndarray, now: np.ndarray, catalogue: Catalogue, shard_size: int) -> None:
+    """Check that images that changed have no features yet.
 
     Raises:
         ValueError: images changed whose features are there.
@@ -130,7 +169,6 @@ def _accept_repaired(folder: Path, changed: np.ndarray, now: np.ndarray, catalog
             f"{len(changed)} of {len(now)} images looked at changed since their features were extracted to "
             f"{folder}, the first is {catalogue.path(changed[0])}"
         )
-    _save_files(folder, now)
 
 
 def _save_files(folder: Path, seen: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """Image features of the frozen CLIP model, which stage 1 compares its prompts with."""
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,9 @@ from progeo.models.pixel_statistics import PixelStatistics
 from progeo.models.preprocessing import normalize_images
 from progeo.models.state_dicts import weights_digest
 from progeo.places.catalogue import Catalogue
+
+FEATURE_BYTES = 2
+"""Size of a number of cached features, float16."""
 
 
 def extraction_order(rows: np.ndarray, clip: CLIP, *, batch_norm: BatchNormMode, seed: int) -> np.ndarray:
@@ -62,6 +66,46 @@ def cached_features(
     Raises:
         ValueError: the cached features were made from something else, or too many images cannot be read.
     """
+    with clip_extractor(
+        clip,
+        catalogue,
+        accelerator,
+        architecture=architecture,
+        pixels=pixels,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        orientation=orientation,
+        fast_decode=fast_decode,
+        batch_norm=batch_norm,
+        seed=seed,
+    ) as (extractor, batch_size):
+        return extract_features(
+            extractor,
+            catalogue,
+            accelerator,
+            cache=cache,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            max_unreadable_fraction=max_unreadable_fraction,
+        )
+
+
+@contextmanager
+def clip_extractor(
+    clip: CLIP,
+    catalogue: Catalogue,
+    accelerator: Accelerator,
+    *,
+    architecture: str,
+    pixels: PixelStatistics,
+    batch_size: int,
+    num_workers: int,
+    orientation: Orientation,
+    fast_decode: bool,
+    batch_norm: BatchNormMode,
+    seed: int,
+) -> Iterator[tuple[FeatureExtractor, int]]:
+    """Yield the extractor of `cached_features`, which takes the same arguments, and the batch size that it needs."""
     mode = batch_norm_mode(clip.visual, batch_norm)
     if mode == "batch":
         batch_size = _even_batch_size(len(catalogue), batch_size)
@@ -89,15 +133,7 @@ def cached_features(
         prepare = partial(calibrate_batch_norms, extractor, clip, catalogue, **how)
         extractor = dataclasses.replace(extractor, prepare=prepare)
     with batch_statistics(clip.visual, keep=False) if mode == "batch" else nullcontext():
-        return extract_features(
-            extractor,
-            catalogue,
-            accelerator,
-            cache=cache,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            max_unreadable_fraction=max_unreadable_fraction,
-        )
+        yield extractor, batch_size
 
 
 def _own_configuration(clip: CLIP, architecture: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from progeo.atomic import remove_abandoned
 from progeo.data.datasets import max_unreadable
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
-from progeo.features.cache import Cache, prepared_folder
+from progeo.features.cache import Cache, find_folder, prepared_folder
 from progeo.features.claims import Claims
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import Share
@@ -104,6 +104,23 @@ def extract_features(
     check_unreadable(reasons, allowed, len(catalogue))
     report_unreadable(reasons, folder, catalogue)
     return ExtractedFeatures(rows, np.array(sorted(reasons), np.int64))
+
+
+def num_missing(
+    extractor: FeatureExtractor, catalogue: Catalogue, accelerator: Accelerator, *, cache: Cache, batch_size: int
+) -> int:
+    """Count the images whose features `extract_features` would extract, as the cache does not hold them.
+
+    Raises:
+        ValueError: the cached features were made from something else.
+    """
+    shard_size = _shard_size(len(catalogue), extractor, batch_size)
+    depends_on = _depends_on(extractor, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
+    found = find_folder(cache, depends_on, catalogue, shard_size)
+    if found is None:
+        return len(catalogue)
+    rows = ShardedRows(found[0], num_rows=len(catalogue), width=extractor.width, shard_size=shard_size)
+    return sum(len(rows.shard_rows(shard)) for shard in rows.missing_shards())
 
 
 def _depends_on(

@@ -192,6 +192,26 @@ class ShardedRows:
 
 
 @dataclass(frozen=True)
+class Ones:
+    """Rows of ones, in place of features that were not extracted."""
+
+    count: int
+    width: int
+    """D."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return ones for rows int64 (n,), (n, D)."""
+        return np.ones((len(rows), self.width), np.float32)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield all rows, (N, D)."""
+        yield self.take(np.arange(self.count))
+
+
+@dataclass(frozen=True)
 class ReorderedRows:
     """Rows in another order, or some of them."""
 

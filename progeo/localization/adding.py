@@ -1,6 +1,6 @@
 """Add images to a place index: a new part, whatever the size of the others."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import cells_of_catalogue
 from progeo.features.descriptors import extract_descriptors
+from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import CacheOptions, WorkOptions
 from progeo.features.store import Rows, ShardedRows
 from progeo.localization.building import part_format, read_images, rows_in_cell_order
@@ -49,6 +50,37 @@ def add_to_place_index(
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
     if accelerator.is_main_process:
         finish_update(index_folder)
+    new = open_for_adding(index_folder, folder, accelerator)
+    if not len(new.images):
+        return
+    descriptors = extract_descriptors(new.extractor, new.catalogue, accelerator, work=work, cache=cache)
+    if accelerator.is_main_process:
+        add_images(new.index, new.images, descriptors)
+        if new.index.metadata.calibration is not None:
+            LOGGER.warning("confidence was calibrated without these images: run `progeo index calibrate` again")
+
+
+@dataclass(frozen=True, eq=False)
+class NewImages:
+    """Images to add to a place index, without those that it holds."""
+
+    index: PlaceIndex
+    catalogue: Catalogue
+    images: Catalogue
+    """The same images, as `located_images` returns them."""
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """Extracts their descriptors."""
+        return self.index.extractor(self.index.metadata.database_preprocessing)
+
+
+def open_for_adding(index_folder: Path, folder: Path, accelerator: Accelerator) -> NewImages:
+    """Open a place index and find the images of a folder that it does not hold, without writing anything.
+
+    Raises:
+        ValueError: the index is of classes, or positions of the images and of those in it cannot be compared.
+    """
     index = open_place_index(index_folder, accelerator)
     check_format(index.metadata, index_folder)
     if index.metadata.holds_classes:
@@ -59,14 +91,7 @@ def add_to_place_index(
     known = rows_in_index(index, absolute_images(images))
     if len(known):
         LOGGER.info("%d of %d images are in the index already", len(known), len(catalogue))
-    if len(known) == len(catalogue):
-        return
-    extractor = index.extractor(index.metadata.database_preprocessing)
-    descriptors = extract_descriptors(extractor, catalogue.without(known), accelerator, work=work, cache=cache)
-    if accelerator.is_main_process:
-        add_images(index, images.without(known), descriptors)
-        if index.metadata.calibration is not None:
-            LOGGER.warning("confidence was calibrated without these images: run `progeo index calibrate` again")
+    return NewImages(index, catalogue.without(known), images.without(known))
 
 
 def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> None:

@@ -24,11 +24,12 @@ from progeo.evaluation.search import save_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder, provenance_of, recalls_of, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
+from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
 from progeo.features.store import ReorderedRows, Rows, ShardedRows
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
-from progeo.localization.engines.connecting import check_free, engine_metadata
+from progeo.localization.engines.connecting import EngineMetadata, check_free, engine_metadata
 from progeo.localization.engines.options import EngineOptions
 from progeo.localization.engines.writer import engine_writer, fingerprint_of
 from progeo.localization.index_folder import (
@@ -92,23 +93,18 @@ def build_place_index(
         FileNotFoundError: the encoder has no classifier.
         ConnectionError: the engine cannot be reached.
     """
-    _check_options(folder, options, engine_options, classes)
-    if images.fast_decode:
-        raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
-    if holds_place_index(out):
-        raise _already_exists(out)
-    encoder = load_encoder(encoder_name)
-    if not encoder.has_weights:
-        raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
-    classifier = None
-    if options.of == "classes":
-        classifier = load_classifier(encoder_name)
-        check_fits_encoder(classifier, encoder, encoder_name)
-    cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
-    engine = engine_metadata(engine_options, out, fingerprint_of(descriptor_metadata(encoder)))
-    if engine is not None:  # before the hours of extraction
-        check_free(engine, out, width=encoder.descriptor_dim, num_processes=accelerator.num_processes)
-    extractor = descriptor_extractor(encoder, images, accelerator)
+    prepared = prepare_index(
+        out,
+        folder,
+        encoder_name=encoder_name,
+        accelerator=accelerator,
+        options=options,
+        engine_options=engine_options,
+        classes=classes,
+        images=images,
+    )
+    encoder, classifier, cells = prepared.encoder, prepared.classifier, prepared.cells
+    engine, extractor = prepared.engine, prepared.extractor
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     if folder is not None and options.of == "means":
         classifier = extract_class_means(read_catalogue(folder), encoder_name, classes, extract)
@@ -149,6 +145,50 @@ def build_place_index(
             _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
             if not write_index(out, metadata, rows.new, cells, accelerator=accelerator):
                 raise _already_exists(out)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a place index is built with, loaded and checked before the hours of extraction."""
+
+    encoder: Encoder
+    classifier: Classifier | None
+    """Whose classes are the rows of the index; None if its rows are images or means of them."""
+    cells: Cells | None
+    """The cells that are its lists; None if its lists are no cells."""
+    engine: EngineMetadata | None
+    extractor: FeatureExtractor
+
+
+def prepare_index(
+    out: Path,
+    folder: Path | None,
+    *,
+    encoder_name: str,
+    accelerator: Accelerator,
+    options: IndexOptions,
+    engine_options: EngineOptions,
+    classes: ClassOptions,
+    images: ImageOptions,
+) -> Preparation:
+    """Load and check what `build_place_index` needs, with its arguments and its errors, without writing anything."""
+    _check_options(folder, options, engine_options, classes)
+    if images.fast_decode:
+        raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
+    if holds_place_index(out):
+        raise _already_exists(out)
+    encoder = load_encoder(encoder_name)
+    if not encoder.has_weights:
+        raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
+    classifier = None
+    if options.of == "classes":
+        classifier = load_classifier(encoder_name)
+        check_fits_encoder(classifier, encoder, encoder_name)
+    cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
+    engine = engine_metadata(engine_options, out, fingerprint_of(descriptor_metadata(encoder)))
+    if engine is not None:
+        check_free(engine, out, width=encoder.descriptor_dim, num_processes=accelerator.num_processes)
+    return Preparation(encoder, classifier, cells, engine, descriptor_extractor(encoder, images, accelerator))
 
 
 def write_index(
@@ -313,7 +353,7 @@ def _trained(rows: NewRows, kind: str, cells: Cells | None) -> faiss.Index | Non
 def _rows_of_images(catalogue: Catalogue, extract: _Extract, cells: Cells | None) -> _Rows:
     images = located_images(catalogue)
     check_zones(images)
-    labels = None if cells is None else _cells_of(images, cells)  # before the hours of extraction
+    labels = None if cells is None else cells_of_images(images, cells)  # before the hours of extraction
     descriptors = extract(catalogue)
     if labels is not None:
         labels = np.delete(labels, descriptors.missing)
@@ -336,7 +376,7 @@ def rows_in_cell_order(images: Catalogue, descriptors: Rows, labels: np.ndarray 
     return NewRows(ReorderedRows(descriptors, order), images_of, None if labels is None else labels[order])
 
 
-def _cells_of(images: Catalogue, cells: Cells) -> np.ndarray:
+def cells_of_images(images: Catalogue, cells: Cells) -> np.ndarray:
     """Assign each image to a class, see `cells_of_database`; log a warning if none lies in the cell of one."""
     if not lie_in_classes(images, cells.classifier).any():
         LOGGER.warning(

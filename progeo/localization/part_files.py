@@ -100,12 +100,20 @@ class PartFormat:
         """Maximum number of rows of a part, whose faiss index takes 128 MiB at most."""
         if self.trained is None:
             return self.part_rows
-        index = load_index(self.trained)
-        try:
-            row_bytes = index.sa_code_size() + _ID_BYTES
-        except RuntimeError:  # an index that has no codes of its own
-            row_bytes = 4 * index.d + _ID_BYTES
-        return max(1, min(self.part_rows, _MAX_INDEX_BYTES // row_bytes))
+        return max_indexed_rows(load_index(self.trained), self.part_rows)
+
+
+def max_indexed_rows(index: faiss.Index, part_rows: int) -> int:
+    """Return the maximum number of rows of a part, at most `part_rows`, whose faiss index takes 128 MiB at most."""
+    return max(1, min(part_rows, _MAX_INDEX_BYTES // indexed_row_bytes(index)))
+
+
+def indexed_row_bytes(index: faiss.Index) -> int:
+    """Return the bytes of a row in a faiss index."""
+    try:
+        return index.sa_code_size() + _ID_BYTES
+    except RuntimeError:  # an index that has no codes of its own
+        return 4 * index.d + _ID_BYTES
 
 
 def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartFormat) -> PartMetadata:

@@ -140,6 +140,14 @@ class Batches(ABC):
         return self.training.batch_size
 
     @property
+    def minings_per_epoch(self) -> int:
+        """Number of times in an epoch that the descriptors of all images are extracted to choose those of batches."""
+        return 0
+
+    def draw_without_mining(self) -> None:
+        """Have batches hold random images instead of mined ones, for a dry run; nothing to do without a mining."""
+
+    @property
     def bytes_in_memory(self) -> int:
         """Number of bytes of the decoded images that are kept in memory."""
         return sum(each.bytes_in_memory for each in self.sets)

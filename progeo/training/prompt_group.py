@@ -16,7 +16,7 @@ from progeo.engine.randomness import seeded_generator
 from progeo.engine.row_adam import RowAdam
 from progeo.engine.transfer import to_device
 from progeo.evaluation.matching import Matching, matching_accuracy
-from progeo.features.store import ShardedRows
+from progeo.features.store import Rows
 from progeo.losses import supervised_contrastive
 from progeo.models.prompts import PromptLearner
 from progeo.models.text_space import chosen_temperature
@@ -41,7 +41,7 @@ class GroupImages:
 
     def __init__(
         self,
-        features: ShardedRows,
+        features: Rows,
         rows: np.ndarray,
         *,
         labels: np.ndarray,

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from progeo.atomic import replacing
 from progeo.engine.accelerator import fits_device
-from progeo.engine.checkpoint import load_newest_checkpoint, numbers_of, remove_checkpoints
+from progeo.engine.checkpoint import checkpoint_bytes, load_newest_checkpoint, numbers_of, remove_checkpoints
+from progeo.engine.dry_run import Phase
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import training_progress
 from progeo.engine.run_folder import RunFolder, is_done, is_of_steps
 from progeo.features.extract import ExtractedFeatures
-from progeo.features.store import ShardedRows
+from progeo.features.store import Ones, Rows, ShardedRows
 from progeo.file_sets import write_set
 from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.options import ModelOptions
@@ -33,6 +34,7 @@ from progeo.training.class_words import ClassWords
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
 from progeo.training.prompt_group import GroupImages, GroupTraining, held_out_images
+from progeo.training.timing import seconds_per_step
 from progeo.training.trainer import Trainer
 
 _TENSORS = ("context", "text_features", "class_ids")
@@ -79,9 +81,7 @@ class PromptTraining:
             features: features of all images of the groups.
             rows: the catalogue row of each feature row.
         """
-        images = [self._images(index, features, rows) for index in range(len(self.partition.groups))]
-        counts = [int((~each.held_out).sum()) for each in images]
-        self.steps = [-(-count // self.prompts.batch_size) for count in counts]
+        images, counts = self._plan(features.unreadable, rows)
         self.steps_of_others = self._count_steps_of_others()
         bar = training_progress(
             self.prompts.epochs * sum(self.steps),
@@ -99,6 +99,44 @@ class PromptTraining:
             while self.accelerator.is_main_process and not self._all_finished():
                 time.sleep(1)
                 self._follow_others(bar)
+
+    def dry_run(self, width: int, rows: np.ndarray) -> tuple[Phase, int]:
+        """Estimate the steps that are left, and the bytes of all files, from some steps of the largest group.
+
+        Args:
+            width: dimension E of features, in whose place are ones.
+            rows: the catalogue row of each feature row.
+        """
+        images, counts = self._plan(np.empty(0, np.int64), rows)
+        largest = int(np.argmax(counts))
+        task = self._training(largest, Ones(len(rows), width), images[largest])
+        seconds = seconds_per_step(task, self._options, self.accelerator, alone=True)
+        done = sum(map(self._steps_done, range(len(self.steps))))
+        left = self.prompts.epochs * sum(self.steps) - done
+        seconds = left * seconds / min(self.accelerator.num_processes, len(self.steps))
+        learned = checkpoint_bytes([task.state_dict(), task.text_features()]) / task.num_classes
+        classes = sum(group.num_classes for group in self.partition.groups)
+        # The vectors of each group are in its file and in that of all; checkpoints are of one group at a time.
+        checkpoints = 2 * checkpoint_bytes([task.state_dict(), task.optimizer.state_dict()])
+        return Phase("prompts", left, "steps", seconds), round(2 * classes * learned) + checkpoints
+
+    def _plan(self, unreadable: np.ndarray, rows: np.ndarray) -> tuple[list["_Images"], list[int]]:
+        """Find the images of each group, and their numbers without those that are held out; count its steps."""
+        images = [self._images(index, unreadable, rows) for index in range(len(self.partition.groups))]
+        counts = [int((~each.held_out).sum()) for each in images]
+        self.steps = [-(-count // self.prompts.batch_size) for count in counts]
+        return images, counts
+
+    @property
+    def _options(self) -> TrainerOptions:
+        return TrainerOptions(
+            epochs=self.prompts.epochs,
+            schedule="cosine_epochs",
+            keep_checkpoints=1,
+            patience=self.prompts.patience,
+            log_every=self.prompts.log_every,
+            tf32=False,
+        )
 
     def gather(self) -> None:
         """Merge the files of all groups into one, and log the results of groups that other processes trained."""
@@ -133,13 +171,13 @@ class PromptTraining:
         write_set(self.run.path / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
-    def _images(self, index: int, features: ExtractedFeatures, rows: np.ndarray) -> "_Images":
+    def _images(self, index: int, unreadable: np.ndarray, rows: np.ndarray) -> "_Images":
         """Find the readable images of a group and draw those that are held out.
 
         Raises:
             ValueError: images are to be held out, but no class has two.
         """
-        feature_rows, labels = _readable_images(self.partition.groups[index], features, rows)
+        feature_rows, labels = _readable_images(self.partition.groups[index], unreadable, rows)
         held_out = held_out_images(labels, self.prompts.held_out, seed=self.seed, group=index)
         if self.prompts.held_out and not held_out.any():
             raise ValueError(
@@ -153,14 +191,7 @@ class PromptTraining:
         name, training = self._name(index), self._training(index, features, images)
         trainer = Trainer(
             training,
-            TrainerOptions(
-                epochs=self.prompts.epochs,
-                schedule="cosine_epochs",
-                keep_checkpoints=1,
-                patience=self.prompts.patience,
-                log_every=self.prompts.log_every,
-                tf32=False,
-            ),
+            self._options,
             self.run,
             checkpoints=self.run.group_checkpoints(index),
             checkpoint_minutes=self.prompts.checkpoint_minutes,
@@ -195,7 +226,7 @@ class PromptTraining:
             save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
         LOGGER.info("%s: %s", name, _in_words(summary))
 
-    def _training(self, index: int, features: ShardedRows, images: "_Images") -> GroupTraining:
+    def _training(self, index: int, features: Rows, images: "_Images") -> GroupTraining:
         """Build the training of a group from its images."""
         on_device = fits_device(2 * features.width * len(images.labels), self.accelerator)
         trained, unseen = (
@@ -274,11 +305,11 @@ class _Images:
     """Whether each is held out of training, bool (n,)."""
 
 
-def _readable_images(group: Group, features: ExtractedFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _readable_images(group: Group, unreadable: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the feature rows of a group's readable images, and the labels of these images."""
     order = np.argsort(rows)
     feature_rows = order[np.searchsorted(rows, group.rows, sorter=order)]
-    readable = ~np.isin(feature_rows, features.unreadable)
+    readable = ~np.isin(feature_rows, unreadable)
     return feature_rows[readable], group.labels[readable]
 
 

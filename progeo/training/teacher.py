@@ -12,6 +12,7 @@ from progeo.data.options import DataOptions
 from progeo.export.encoder_folders import encoder_folder
 from progeo.export.weights import load_encoder, read_encoder_metadata
 from progeo.features.descriptors import descriptor_metadata
+from progeo.features.store import Rows
 from progeo.models.aggregation import find_aggregation
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import resize_image
@@ -55,7 +56,7 @@ class Teacher:
         self.options, self.accelerator = options, accelerator
         self.encoder: Encoder = load_encoder(encoder_folder(options.encoder)).to(accelerator.device)
         self.encoder.requires_grad_(False).eval()
-        self.cached: ImageDescriptors | None = None
+        self.cached: ImageDescriptors | Rows | None = None
 
     @property
     def descriptor_dim(self) -> int:

@@ -46,6 +46,8 @@ class TupleBatches(Batches):
             folder=self.work / "mining",
             accelerator=self.accelerator,
         )
+        self.mines = True
+        """Whether tuples are mined, or random."""
         self.mined: dict[str, Any] = {}
         """Epoch and number of the current part of it, and the images of its tuples: database rows and others."""
 
@@ -81,6 +83,15 @@ class TupleBatches(Batches):
     def steps_per_mining(self) -> int:
         """Number of batches between two minings."""
         return -(-self.options.queries // self.training.batch_size)
+
+    @property
+    def minings_per_epoch(self) -> int:
+        """Number of minings of an epoch."""
+        return -(-self.steps_per_epoch // self.steps_per_mining)
+
+    def draw_without_mining(self) -> None:
+        """Have tuples hold random images."""
+        self.mines = False
 
     def summary(self) -> list[str]:
         """Say how many queries and images there are, and when they are mined."""
@@ -167,7 +178,11 @@ class TupleBatches(Batches):
             queries = self._order(epoch)[part * count : (part + 1) * count]
             generation = self.training.generation_of(epoch).index
             difficult = generation > 0 and "difficult_positives" in self.needs
-            rows = self.miner.mine(queries, generation=generation, epoch=epoch, difficult=difficult)
+            if self.mines:
+                rows = self.miner.mine(queries, generation=generation, epoch=epoch, difficult=difficult)
+            else:
+                size = (len(queries), 2 + self.options.negatives)
+                rows = np.random.default_rng([self.seed, part]).integers(sum(map(len, self.sets)), size=size)
             self.mined = {"epoch": epoch, "part": part, "rows": rows}
         return self.mined["rows"]
 
