@@ -64,7 +64,8 @@ class HubCheck:
         except HTTPError:  # it has answered
             self.answers[address] = "reached"
         except (OSError, HTTPException, ValueError) as error:
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+            cause = getattr(error, "reason", error)  # urllib wraps the error of the system
+            reason = str(getattr(cause, "strerror", "") or cause or type(error).__name__)
             self.answers[address] = "no answer in time" if "timed out" in reason else f"not reached: {reason}"
 
 

@@ -124,6 +124,6 @@ def dry_run_space(training: ImageTraining, trainer: Trainer) -> Space:
 
 
 def measured_memory(device: torch.device) -> str:
-    """Say how much memory the steps took, and what is free."""
+    """Say how much memory this process has taken with the steps, and what is free."""
     (used,) = used_memory(device).values()
-    return f"{'':12}the steps took {in_bytes(used)}; {in_bytes(free_memory(device))} are free now"
+    return f"measured    {in_bytes(used)} of this process after steps; {in_bytes(free_memory(device))} are free now"

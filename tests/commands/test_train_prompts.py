@@ -239,7 +239,7 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
         torch.from_numpy(np.load(cache / "rows_00000.npy")[0]).float(), expected, rtol=2e-2, atol=2e-3
     )
     log = (tmp_path / "run/stage1/log.txt").read_text()
-    assert f"pixels: bilinear, mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
+    assert f"pixels      bilinear, mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
 
 
 def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):

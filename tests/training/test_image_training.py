@@ -285,7 +285,7 @@ def test_the_temperature_of_a_clip_is_for_cosines_alone(section, config):
         ValueError, match=rf"`{section}\.temperature` clip .* set `{section}\.normalized` true, or give"
     ):
         parsed(command, *words, "false")
-    (settings,) = parsed(command, *words, "true").values()
+    settings = parsed(command, *words, "true")["settings"]
     options = settings.prompts if section == "prompts" else settings.losses["text"]
     assert options.temperature == "clip"
 
