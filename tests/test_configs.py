@@ -55,7 +55,8 @@ class Stages:
     """Settings of both stages, each section where it is."""
 
     def __init__(self, config, *words):
-        self.stage1, self.stage2 = parsed("train", "--config", config, *words).values()
+        arguments = parsed("train", "--config", config, *words)
+        self.stage1, self.stage2 = arguments["stage1"], arguments["stage2"]
 
     def __getattr__(self, name):
         return getattr(self.stage2 if hasattr(self.stage2, name) else self.stage1, name)
