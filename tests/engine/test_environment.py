@@ -36,7 +36,7 @@ def run(script, *words, cwd):
 
 def test_the_script_runs_the_command_as_given_in_its_folder_after_a_check_of_the_data(work):
     with giving(WORDS):
-        write_origin(work / "results/a", "evaluate", {"it's": {"images": 3}})
+        write_origin(Path("results/a"), "evaluate", {"it's": {"images": 3}})
     folder, check, _, data, again, command = run("a/reproduce.sh", cwd=work / "results")
     assert (folder, again) == (str(work), str(work))
     assert check.startswith("-c|import json, sys")
