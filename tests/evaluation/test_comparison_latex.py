@@ -8,12 +8,10 @@ from progeo.evaluation.significance import PairedTest
 
 
 def compared(encoder, recalls, *, data="city", count=40, condition="all", p=None, difference=-5.0):
-    test = PairedTest(count, 0, 1, difference, -9.0, -1.0, p, p)
+    """An encoder with the p-values `p` of its tests, by N."""
+    tests = {n: PairedTest(count, 0, 1, difference, -9.0, -1.0, each, each) for n, each in (p or {}).items()}
     intervals = {n: (recall - 2, recall + 2) for n, recall in recalls.items()}
-    tests = {} if p is None else dict.fromkeys(recalls, test)
-    return Compared(
-        data, encoder, 2048, None, 1.0, recalls, intervals, count, "R", "within 25 m", condition, tests, p is None
-    )
+    return Compared(data, encoder, 2048, None, 1.0, recalls, intervals, count, "R", "within 25 m", condition, tests)
 
 
 def cells(text, start):
@@ -25,17 +23,17 @@ def cells(text, start):
 
 def test_the_best_of_a_column_is_bold_and_who_is_significantly_below_it_has_a_dagger(tmp_path):
     table = [
-        compared("a_1", {1: 62.04, 5: 90.0}, p=0.049),
-        compared("b", {1: 70.0, 5: 80.0}),
-        compared("c", {1: 50.0, 5: 90.0}, p=0.05),
+        compared("a_1", {1: 62.04, 5: 90.0}, p={1: 0.049}),
+        compared("b", {1: 70.0, 5: 80.0}, p={5: 0.01}),
+        compared("c", {1: 50.0, 5: 90.0}, p={1: 0.05}),
     ]
     write_comparison_latex(tmp_path / "a.tex", table, [])
     text = (tmp_path / "a.tex").read_text()
     assert cells(text, r"a\_1") == [
-        [r"a\_1", "2,048", r"62.0$^\dagger$", r"\textbf{90.0}$^\dagger$"],
+        [r"a\_1", "2,048", r"62.0$^\dagger$", r"\textbf{90.0}"],
         ["", "", r"{\scriptsize 60.0--64.0}", r"{\scriptsize 88.0--92.0}"],
     ]
-    assert cells(text, "b &")[0] == ["b", "2,048", r"\textbf{70.0}", "80.0"]
+    assert cells(text, "b &")[0] == ["b", "2,048", r"\textbf{70.0}", r"80.0$^\dagger$"]
     assert cells(text, "c &")[0] == ["c", "2,048", "50.0", r"\textbf{90.0}"]
     assert r"\multicolumn{2}{c}{city, 40 queries}" in text
     assert r"A prediction is correct within 25 m." in text
@@ -45,7 +43,7 @@ def test_the_best_of_a_column_is_bold_and_who_is_significantly_below_it_has_a_da
 
 def test_who_is_above_the_best_on_the_queries_that_all_count_has_no_dagger(tmp_path):
     write_comparison_latex(
-        tmp_path / "a.tex", [compared("a", {1: 60.0}, p=0.01, difference=3.0), compared("b", {1: 70.0})], []
+        tmp_path / "a.tex", [compared("a", {1: 60.0}, p={1: 0.01}, difference=3.0), compared("b", {1: 70.0})], []
     )
     assert cells((tmp_path / "a.tex").read_text(), "a &")[0] == ["a", "2,048", "60.0"]
 
