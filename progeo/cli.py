@@ -18,6 +18,7 @@ from progeo import __version__
 from progeo.config.help import help_page
 from progeo.config.parsing import UsageError, parse_arguments, take_option, with_home
 from progeo.config.settings import settings_of
+from progeo.engine.environment import giving
 from progeo.engine.log import LOGGER, start_log, stop_log_file
 from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.engine.stopping import Terminated, raising_terminated
@@ -270,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(name: str, words: Sequence[str]) -> None:
-    command = COMMANDS[name]
+    command, given = COMMANDS[name], words
     start_log(quiet="--quiet" in words, translated=partial(_with_flags, command=name))
     words, plugins = take_option(words, "--plugin", "a Python file")
     words, limits = take_option(words, "--max_pixels", "a number of pixels")
@@ -288,7 +289,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
     arguments = parse_arguments(function, rest, words=command.words, others=training_settings)
     try:
-        with explaining_out_of_memory(_less_memory(function)):
+        with giving([*name.split(), *given]), explaining_out_of_memory(_less_memory(function)):
             result = function(**arguments)
     except ErrorWithResult as error:
         _print_result(error.result, words)

@@ -24,7 +24,7 @@ _MEASURED = re.compile(r"[\d.]+ (?=ms per query)|(?<=exact search )[\d.]+(?= ms)
 """A measured time, in a text."""
 _MEASURED_COLUMNS = re.compile(r"([,|] ?\d+ ?[,|])( ?[\d.]+ ?[,|]){3}")
 """The images per second and the milliseconds of a search and in total, after the dimensions in a comparison."""
-_NEVER_EQUAL = ("log.txt", "environment.json", "compare.html")
+_NEVER_EQUAL = ("log.txt", "environment.json", "reproduce.sh", "compare.html")
 
 
 @dataclass(frozen=True)

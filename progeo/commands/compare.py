@@ -1,6 +1,6 @@
 """Compare several encoders on the same query sets and the same machine, in one table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,13 @@ from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from progeo.evaluation.comparison import Evaluated
     from progeo.evaluation.comparison_files import Comparison
     from progeo.evaluation.data_sets import DataSet
     from progeo.evaluation.evaluate import Evaluation, Evaluator
     from progeo.evaluation.model_table import Model
     from progeo.evaluation.protocols import Published
+    from progeo.evaluation.seeds import Configuration
     from progeo.models.classifier import Classifier
 
 
@@ -31,10 +33,14 @@ def compare(
     images: ImageOptions = ImageOptions(),
     work: WorkOptions = WorkOptions(),
     cache: CacheOptions = CacheOptions(),
+    latex: bool = False,
+    seeds: bool = False,
     trust: bool = False,
     mixed_precision: Precision = "no",
 ) -> "Comparison | None":
     """Evaluate several encoders on one or several data sets and write compare.html, .md, .csv, .json and models.md.
+
+    Paired tests of every two encoders are written to compare_pairs.csv.
 
     Args:
         encoders: Encoders to compare, each in the form that `progeo evaluate` takes. The results of each go to a
@@ -50,24 +56,27 @@ def compare(
         images: Options of the images.
         work: Options of extraction.
         cache: Options of the descriptor cache.
+        latex: Also write compare.tex, and seeds.tex with seeds, with tables for a paper.
+        seeds: Also write seeds.md, .csv and .json, in which runs that differ in their seed only are one row, with mean
+            and standard deviation of their recalls and the recall of each.
         trust: Run the code of the repositories that hub: names. It can do on this machine whatever you can.
         mixed_precision: Precision of the encoders.
 
     Raises:
-        ValueError: no encoder is given, or one is given twice; protocols do not fit the folders.
+        ValueError: no encoder is given, or one is given twice; protocols do not fit the folders; with seeds, no runs
+            differ in their seed only.
     """
-    from progeo.commands.evaluate import check_fit
+    from progeo.commands.evaluate import check_fit, fingerprints_of
     from progeo.engine.accelerator import start_accelerator
-    from progeo.evaluation.comparison import Evaluated, compare_evaluated
-    from progeo.evaluation.comparison_files import write_comparison
-    from progeo.evaluation.comparison_page import write_comparison_page
+    from progeo.engine.environment import write_origin
+    from progeo.evaluation.comparison import Evaluated
     from progeo.evaluation.data_sets import as_file_name, data_sets
     from progeo.evaluation.evaluate import Evaluator
-    from progeo.evaluation.model_table import write_models
 
     if not encoders or len(set(encoders)) < len(encoders):
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(encoders) or 'none'}.")
     check_fit(ranking)
+    configurations = _configurations(encoders, ranking) if seeds else []
     sets = data_sets(folder, protocol or ())
     accelerator = start_accelerator(mixed_precision)
     evaluators = [
@@ -93,13 +102,54 @@ def compare(
             encoder.cpu()  # so that the device holds one encoder at a time
     if not accelerator.is_main_process:
         return None
-    table = compare_evaluated(found)
-    safe = criterion.spreadsheet_safe
     models = {_shown(name, ranking): _model(name, encoder) for name, (encoder, _) in loaded.items()}
     published = {each.name: _published(each, ranking) for each in sets}
+    comparison = _write(found, out, criterion, models, published, configurations, latex=latex)
+    write_origin(out, "compare", fingerprints_of(encoders, evaluators, ranking))
+    return comparison
+
+
+def _write(
+    found: "Sequence[Evaluated]",
+    out: Path,
+    criterion: CriterionOptions,
+    models: "Mapping[str, Model]",
+    published: "Mapping[str, Sequence[tuple[Published, Model]]]",
+    configurations: "Sequence[Configuration]",
+    *,
+    latex: bool,
+) -> "Comparison":
+    """Compare encoders that were evaluated, and write the tables and the page."""
+    from progeo.evaluation.comparison import compare_by_condition, compare_evaluated, compare_pairs
+    from progeo.evaluation.comparison_files import write_comparison
+    from progeo.evaluation.comparison_latex import write_comparison_latex
+    from progeo.evaluation.comparison_page import write_comparison_page
+    from progeo.evaluation.model_table import write_models
+    from progeo.evaluation.seeds import over_seeds, write_seeds
+
+    table, conditions = compare_evaluated(found), compare_by_condition(found)
+    safe, show_paths = criterion.spreadsheet_safe, criterion.show_paths
     write_models(out / "models.md", table, models, published)
-    write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths, spreadsheet_safe=safe)
-    return write_comparison(out, table, spreadsheet_safe=safe)
+    write_comparison_page(
+        out / "compare.html", found, table, conditions=conditions, show_paths=show_paths, spreadsheet_safe=safe
+    )
+    if latex:
+        write_comparison_latex(out / "compare.tex", table, conditions, show_paths=show_paths)
+    comparison = write_comparison(out, table, conditions=conditions, pairs=compare_pairs(found), spreadsheet_safe=safe)
+    if not configurations:
+        return comparison
+    by_seed = over_seeds((*table, *conditions), configurations)
+    text = write_seeds(out, by_seed, latex=latex, show_paths=show_paths, spreadsheet_safe=safe)
+    return replace(comparison, text=f"{comparison.text}\n{text}")
+
+
+def _configurations(names: Sequence[str], ranking: RankingOptions) -> "list[Configuration]":
+    """Group the encoders that are runs of one configuration, by the names that the table shows."""
+    from progeo.engine.run_folder import flat_settings
+    from progeo.evaluation.seeds import configurations_of
+    from progeo.export.weights import provenance_of
+
+    return configurations_of({_shown(name, ranking): flat_settings(provenance_of(name)) for name in names})
 
 
 def _shown(name: str, ranking: RankingOptions) -> str:

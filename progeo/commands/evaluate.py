@@ -1,5 +1,6 @@
 """Evaluate an encoder: retrieve database images for queries and measure recall."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from progeo.evaluation.options import CELLS, RERANK_OPTIONS, BenchmarkOptions, R
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.evaluation.evaluate import Evaluation
+    from progeo.evaluation.evaluate import Evaluation, Evaluator
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def evaluate(
         mixed_precision: Precision of the encoder.
     """
     from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.environment import write_origin
     from progeo.evaluation.evaluate import Evaluator
     from progeo.export.classifier import load_encoder_and_classifier
     from progeo.localization.cells import load_cells
@@ -105,7 +107,33 @@ def evaluate(
         )
     if evaluation is None:
         return None
+    write_origin(out, "evaluate", fingerprints_of([encoder], [evaluator], ranking))
     return Results({f"{evaluation.retrieved.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
+
+
+def fingerprints_of(
+    encoders: Sequence[str], evaluators: "Sequence[Evaluator]", ranking: RankingOptions
+) -> dict[str, dict[str, Any]]:
+    """Return the fingerprints of the weights of encoders in folders, and of the images that they were evaluated on."""
+    from progeo.data.fingerprints import data_fingerprints, file_fingerprint
+    from progeo.evaluation.benchmark import with_protocol
+    from progeo.export.encoder_folders import WEIGHTS, encoder_folder, holds_encoder
+    from progeo.places.catalogue import read_catalogue
+
+    found: dict[str, dict[str, Any]] = {}
+    for folder in (Path(name) for name in encoders if holds_encoder(Path(name))):
+        weights = encoder_folder(folder) / WEIGHTS
+        found[str(weights)] = file_fingerprint(weights)
+    for each in evaluators:
+        options = with_protocol(each.options)
+        database, queries = each.folder / options.database, each.folder / options.queries
+        if ranking.by == "classes":
+            found[str(queries)] = data_fingerprints(read_catalogue(queries, positions="optional"))
+        else:
+            query_set = each.benchmark.query_set
+            found[str(database)] = data_fingerprints(query_set.database)
+            found[str(queries)] = data_fingerprints(query_set.queries)
+    return found
 
 
 def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str | None = None) -> None:

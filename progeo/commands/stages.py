@@ -10,6 +10,7 @@ from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
 from progeo.disk import make_folder
+from progeo.engine.environment import write_script
 from progeo.engine.run_folder import RunFolder, check_run, open_run, stored_settings
 from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels
@@ -96,4 +97,5 @@ def open_stage(
         run = open_run(folder, plain_values(settings), is_main=is_main, **how)
         if is_main:
             source.keep(run)
+            write_script(run.path, "train", settings.out, source.fingerprints(settings.data.train_folder))
         yield run

@@ -1,42 +1,26 @@
 """The run folder, which holds settings, environment, log, metrics, checkpoints and models."""
 
 import json
-import os
-import platform
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
-import torch
 import yaml
 from msgspec import Meta
 
 from progeo.atomic import remove_abandoned, replacing
 from progeo.disk import make_folder, sync
 from progeo.engine.checkpoint import newest_checkpoint
+from progeo.engine.environment import ENVIRONMENT, environment
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
 from progeo.files import write_json
 from progeo.json_files import as_kind
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
-_PACKAGES = (
-    "progeo",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "timm",
-    "accelerate",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "safetensors",
-)
 
 
 class _Epoch(TypedDict):
@@ -202,7 +186,7 @@ def open_run(
             remove_abandoned(folder)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-        write_json(path / "environment.json", _environment())
+        write_json(path / ENVIRONMENT, environment())
         log_to_file(path / "log.txt")
     LOGGER.info("run folder %s", path)
     return run
@@ -269,22 +253,3 @@ def _refuse_changes(run: RunFolder, names: Collection[str], before: Mapping[str,
     changes = [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
     if changes:
         raise ValueError(f"The run in {run.config} has other settings: {'; '.join(changes)}. Name another `out`.")
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

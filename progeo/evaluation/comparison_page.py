@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from progeo.evaluation.comparison import (
+    ALL,
     LEVEL,
     Compared,
     Evaluated,
@@ -33,6 +34,8 @@ class _Section:
     text: str
     header: Sequence[str]
     rows: Sequence[Sequence[dict[str, Any]]]
+    conditions: Sequence[Sequence[dict[str, Any]]]
+    """Rows of the conditions of the queries, each with the condition before the cells of the header."""
     charts: Sequence[Chart]
     missed_header: Sequence[str]
     missed: Sequence[Sequence[str | dict[str, Any]]]
@@ -46,6 +49,7 @@ def write_comparison_page(
     evaluated: Sequence[Evaluated],
     table: Sequence[Compared],
     *,
+    conditions: Sequence[Compared] = (),
     show_paths: bool = False,
     spreadsheet_safe: bool = False,
     max_rows: int = MAX_ROWS,
@@ -55,6 +59,7 @@ def write_comparison_page(
 
     Args:
         table: what `compare_evaluated` returned.
+        conditions: what `compare_by_condition` returned.
         show_paths: show whole paths instead of the last two parts of absolute ones.
         spreadsheet_safe: see `write_page`.
         max_rows: maximum number of queries that are listed.
@@ -62,9 +67,9 @@ def write_comparison_page(
     """
     first_n = table[0].first_n
     sets, encoders = (
-        _shown(names, show_paths) for names in ([row.data for row in table], [row.encoder for row in table])
+        shown_names(names, show_paths) for names in ([row.data for row in table], [row.encoder for row in table])
     )
-    sections = [_section(name, evaluated, table, sets, encoders) for name in sets]
+    sections = [_section(name, evaluated, [*table, *conditions], sets, encoders) for name in sets]
     best = [next(row for row in table if row.data == name and row.is_best) for name in sets]
     differing = differing_queries(evaluated, first_n, [row.encoder for row in best])
     listed = differing[:max_rows]
@@ -84,7 +89,7 @@ def write_comparison_page(
         show_paths=show_paths,
         spreadsheet_safe=spreadsheet_safe,
         measure=f"{table[0].measure}@{first_n}",
-        meaning=meaning_of_marks(f"{table[0].measure}@{first_n}"),
+        meaning=meaning_of_marks(f"{table[0].measure}@{first_n}", has_conditions=bool(conditions)),
         best=[_best_figure(row, encoders[row.encoder], sets[row.data] if len(sets) > 1 else "") for row in best],
         sections=sections,
         num_encoders=len(encoders),
@@ -95,7 +100,7 @@ def write_comparison_page(
     )
 
 
-def _shown(names: Sequence[str], show_paths: bool) -> dict[str, str]:
+def shown_names(names: Sequence[str], show_paths: bool) -> dict[str, str]:
     """Return names as the page shows them, by name; names that look alike without their paths are numbered."""
     shown = {name: shown_path(name, show_paths) for name in names}
     texts = list(shown.values())
@@ -119,7 +124,10 @@ def _section(
     sets: Mapping[str, str],
     encoders: Mapping[str, str],
 ) -> _Section:
-    here, rows = [each for each in evaluated if each.data == name], [row for row in table if row.data == name]
+    here = [each for each in evaluated if each.data == name]
+    rows = [row for row in table if row.group == (name, ALL)]
+    conditions = [row for row in table if row.data == name and row.condition != ALL]
+    best = best_recalls([*rows, *conditions])
     is_tested, first_n, measure = any(row.against_best for row in rows), rows[0].first_n, rows[0].measure
     shared = shared_queries(here)
     hits = [each.hits_of(shared, first_n) for each in here]
@@ -134,7 +142,8 @@ def _section(
             "dimensions",
             "ms per query",
         ],
-        [_cells(row, encoders[row.encoder], best_recalls(rows), is_tested=is_tested) for row in rows],
+        [_cells(row, encoders[row.encoder], best, is_tested=is_tested) for row in rows],
+        [_of_condition(row, encoders[row.encoder], best, is_tested=is_tested) for row in conditions],
         _charts(rows, encoders),
         ["found by", *(shortened(encoders[each.encoder]) for each in here)],
         missed if len(here) > 1 else [],
@@ -159,13 +168,15 @@ def _named(name: str) -> dict[str, Any]:
     return {"text": shortened(name), "title": name}
 
 
-def _cells(row: Compared, name: str, best: Mapping[tuple[str, int], float], *, is_tested: bool) -> list[dict[str, Any]]:
+def _cells(
+    row: Compared, name: str, best: Mapping[tuple[tuple[str, str], int], float], *, is_tested: bool
+) -> list[dict[str, Any]]:
     """Return the cells of an encoder in the table of a data set."""
     cells = [_named(name)]
     for n, recall in row.recalls.items():
         low, high = row.intervals[n]
         mark = f" {LEVEL}" if n == row.first_n and row.is_level else ""
-        is_best = recall == best[row.data, n]
+        is_best = recall == best[row.group, n]
         cells.append({"text": f"{recall:.1f}{mark}", "bold": is_best, "detail": f"{low:.1f} to {high:.1f}"})
     if is_tested and row.against_best is not None:
         test = row.against_best
@@ -176,6 +187,14 @@ def _cells(row: Compared, name: str, best: Mapping[tuple[str, int], float], *, i
     search = f"{row.search_ms:.2f} for search"
     total = "unknown" if row.total_ms is None else f"{row.total_ms:.2f}"
     return [*cells, {"text": f"{row.descriptor_dim:,}"}, {"text": total, "detail": search}]
+
+
+def _of_condition(
+    row: Compared, name: str, best: Mapping[tuple[tuple[str, str], int], float], *, is_tested: bool
+) -> list[dict[str, Any]]:
+    """Return the cells of an encoder in the table of conditions."""
+    condition = {"text": row.condition, "detail": f"{row.num_queries:,} queries"}
+    return [condition, *_cells(row, name, best, is_tested=is_tested)]
 
 
 def _charts(rows: Sequence[Compared], names: Mapping[str, str]) -> list[Chart]:

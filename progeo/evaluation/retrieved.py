@@ -113,17 +113,19 @@ class Retrieved:
         nearest heading among its positives. A group is neither empty nor all queries; queries whose distance or heading
         is unknown are in none.
         """
-        conditions = [name for name in dict.fromkeys(self.conditions.tolist()) if name and name != "all"]
-        found = {
-            "condition": {name: np.flatnonzero(self.conditions == name) for name in conditions},
-            "distance": self._by_distance(),
-            "heading": self._by_heading(),
-        }
-        parts = {
-            by: {name: rows for name, rows in groups.items() if 0 < len(rows) < len(self.queries)}
-            for by, groups in found.items()
-        }
+        found = {"condition": self.by_condition, "distance": self._by_distance(), "heading": self._by_heading()}
+        parts = {by: self._parts(groups) for by, groups in found.items()}
         return {by: groups for by, groups in parts.items() if groups}
+
+    @property
+    def by_condition(self) -> dict[str, np.ndarray]:
+        """Rows of the queries of each condition, int64, by name; none if all queries are of one condition."""
+        names = [name for name in dict.fromkeys(self.conditions.tolist()) if name and name != "all"]
+        return self._parts({name: np.flatnonzero(self.conditions == name) for name in names})
+
+    def _parts(self, groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the groups that are neither empty nor all queries."""
+        return {name: rows for name, rows in groups.items() if 0 < len(rows) < len(self.queries)}
 
     def _by_distance(self) -> dict[str, np.ndarray]:
         """Group queries by distance to the nearest database image or class."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from scipy.stats import binomtest
@@ -30,7 +31,7 @@ class PairedTest:
     """p-value of the exact McNemar test, two-sided: the probability that the queries which only one encoder gets right
     are split at least as unevenly if each is as likely to be one's as the other's."""
     p_adjusted: float
-    """The p-value with Holm's correction for all encoders that are compared with the same one."""
+    """The p-value with Holm's correction for all tests that were made together."""
 
     @property
     def is_significant(self) -> bool:
@@ -66,6 +67,18 @@ def paired_tests(hits: Sequence[np.ndarray], reference: int) -> list[PairedTest 
     tests = [None if row == reference else paired_test(each, hits[reference]) for row, each in enumerate(hits)]
     adjusted = iter(holm_adjusted([test.p for test in tests if test is not None]))
     return [None if test is None else replace(test, p_adjusted=next(adjusted)) for test in tests]
+
+
+def pairwise_tests(hits: Sequence[np.ndarray]) -> dict[tuple[int, int], PairedTest]:
+    """Compare each encoder with each one after it, by their numbers, with Holm's correction for all these pairs.
+
+    Args:
+        hits: of each encoder, whether it gets each query right, bool (Q,), in the same order of queries.
+    """
+    pairs = list(combinations(range(len(hits)), 2))
+    tests = [paired_test(hits[one], hits[other]) for one, other in pairs]
+    adjusted = holm_adjusted([test.p for test in tests])
+    return {pair: replace(test, p_adjusted=p) for pair, test, p in zip(pairs, tests, adjusted, strict=True)}
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:

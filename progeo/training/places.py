@@ -18,7 +18,7 @@ from progeo.json_files import as_kind
 from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.options import BatchNormMode, ModelOptions
 from progeo.models.state_dicts import weights_digest
-from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import DescribedPartition, Partition, build_partition, check_same_partition, class_centers
 from progeo.places.geographic import Frame, frame_of, positions_m
 from progeo.places.named_places import NamedPlaces, named_places
@@ -271,8 +271,8 @@ class LearnedFrom:
 
     def keep(self, run: RunFolder) -> None:
         """Save what `check` compares with."""
-        (train, *further), *validation = self._catalogues().values()
-        values = {**_images(train), **self.images.describe()}
+        (_, *further), *validation = self._catalogues().values()
+        values = {**self._first_images, **self.images.describe()}
         if further:
             values["further_images"] = [_images(catalogue) for catalogue in further]
         if validation:
@@ -285,6 +285,20 @@ class LearnedFrom:
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
         write_json(run.path / _PLACES, values)
+
+    def fingerprints(self, train_folder: Path) -> dict[str, dict[str, Any]]:
+        """Return what `changed_data` compares, by folder; empty if the images are of folders inside `train_folder`."""
+        train = self.images.catalogues[0]
+        if train.folder != train_folder and not index_file(train_folder).is_file():
+            return {}
+        not_compared = {"image_folder", *([] if np.isfinite(train.east).any() else ["image_places"])}
+        return {
+            str(train_folder): {name: self._first_images[name] for name in self._first_images.keys() - not_compared}
+        }
+
+    @cached_property
+    def _first_images(self) -> dict[str, Any]:
+        return _images(self.images.catalogues[0])
 
     def _catalogues(self) -> dict[str, list[Catalogue]]:
         """Return the catalogues by the name of the setting that gives their folder."""

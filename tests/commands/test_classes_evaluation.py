@@ -118,6 +118,8 @@ def test_an_evaluation_by_classes_needs_no_database_and_leaves_these_files(city,
         "recalls.md",
         "predictions.csv",
         "report.html",
+        "environment.json",
+        "reproduce.sh",
     }
     _, classifier = load_encoder_and_classifier(encoder)
     images = read_catalogue(tmp_path / "photos/queries")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from running import files_in
 
 from progeo.cli import main
@@ -14,6 +15,8 @@ from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
 
 RESULTS = {"predictions.csv", "recalls.csv", "recalls.json", "recalls.md", "report.html"}
+TABLES = {f"compare.{ending}" for ending in ("csv", "html", "json", "md")} | {"models.md", "compare_pairs.csv"}
+ORIGIN = {"environment.json", "reproduce.sh"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_several_data_sets_stand_in_one_table(city, cache, tmp_path):
     parts = [f"{number}_city_{name}" for number, name in ((1, "test"), (2, "val"))]
     encoders = ("1_thumbnail", "2_open_clip_tiny-vit_random")
     assert set(files_in(tmp_path)) == {
-        *("compare.csv", "compare.html", "compare.json", "compare.md", "models.md"),
+        *(TABLES | ORIGIN),
         *(f"{part}/{encoder}/{name}" for part in parts for encoder in encoders for name in RESULTS),
     }
     for row, (part, encoder) in zip(table, [(part, each) for part in parts for each in encoders], strict=True):
@@ -59,7 +62,7 @@ def test_one_data_set_leaves_what_it_always_did(city, foreign, cache, tmp_path):
     compare("thumbnail", foreign, "--folder", city / "test", out=tmp_path, cache=cache)
     (second,) = tmp_path.glob("2_*")
     assert set(files_in(tmp_path)) == {
-        *("compare.csv", "compare.html", "compare.json", "compare.md", "models.md"),
+        *(TABLES | ORIGIN),
         *(f"{encoder}/{name}" for encoder in ("1_thumbnail", second.name) for name in RESULTS),
     }
     with (tmp_path / "compare.csv").open() as stream:
@@ -147,3 +150,44 @@ def test_published_recalls_stand_below_those_that_were_measured(city, cache, tmp
     assert all(row["numbers"].endswith("; not comparable: sees other test images") for row in published[-2:])
     compare("thumbnail", *val, "--near", "500", out=tmp_path / "near", cache=cache)
     assert len(models(tmp_path / "near")) == 1
+
+
+def test_tables_for_a_paper_are_written_if_asked_for(city, foreign, cache, tmp_path):
+    (row, _) = compare("thumbnail", foreign, "--folder", city / "val", "--latex", out=tmp_path, cache=cache)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == TABLES | ORIGIN | {"compare.tex"}
+    text = (tmp_path / "compare.tex").read_text()
+    assert f"thumbnail & 768 & \\textbf{{{row['recalls']['1']:.1f}}}" in text
+    assert str(foreign) not in text
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Two runs of one configuration, and one of another."""
+    folder = tmp_path_factory.mktemp("seeds")
+    for name, seed, epochs in (("a0", 0, 5), ("a1", 1, 5), ("b0", 0, 9)):
+        torch.manual_seed(seed)
+        settings = {"seed": seed, "out": f"runs/{name}", "training": {"epochs": epochs}}
+        encoder = build_encoder("tiny-resnet", "random", 48).eval()
+        save_encoder(folder / name, encoder, provenance={"settings": settings, "epoch": seed}, recalls={})
+    return folder
+
+
+def test_runs_that_differ_in_their_seed_only_are_one_row(city, seeds, cache, tmp_path):
+    runs = [seeds / name for name in ("a0", "b0", "a1")]
+    table = compare(*runs, "--folder", city / "val", "--seeds", "--latex", out=tmp_path, cache=cache)
+    first, alone = json.loads((tmp_path / "seeds.json").read_text())
+    assert (first["configuration"], first["seeds"]) == (f"{seeds}/a*", [0, 1])
+    assert first["encoders"] == [str(seeds / "a0"), str(seeds / "a1")]
+    values = [table[row]["recalls"]["5"] for row in (0, 2)]
+    assert first["recalls"]["R@5"]["values"] == values
+    assert first["recalls"]["R@5"]["mean"] == pytest.approx(sum(values) / 2)
+    assert (alone["seeds"], alone["recalls"]["R@1"]["std"]) == ([0], None)
+    written = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert written == TABLES | ORIGIN | {"compare.tex", *(f"seeds.{ending}" for ending in ("csv", "json", "md", "tex"))}
+
+
+def test_runs_that_are_no_seeds_of_one_configuration_are_refused_before_anything_is_extracted(city, seeds, tmp_path):
+    runs = [seeds / "a0", seeds / "b0"]
+    with pytest.raises(SystemExit, match=r"--seeds needs runs .*a0 and .*b0 differ in training\.epochs\."):
+        compare(*runs, "--folder", city / "val", "--seeds", out=tmp_path / "out", cache=tmp_path / "cache")
+    assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,7 @@ def test_stage_1_leaves_exactly_its_files(run):
     assert files_in(run / "stage1") == {
         "config.yaml",
         "environment.json",
+        "reproduce.sh",
         "places.json",
         "log.txt",
         "metrics.jsonl",
@@ -37,6 +38,7 @@ def test_stage_2_leaves_exactly_its_files(run):
     assert files_in(run / "stage2") == {
         "config.yaml",
         "environment.json",
+        "reproduce.sh",
         "places.json",
         "log.txt",
         "metrics.jsonl",
@@ -145,6 +147,8 @@ def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, 
         "recalls.md",
         "predictions.csv",
         "report.html",
+        "environment.json",
+        "reproduce.sh",
     }
     summary = json.loads((tmp_path / "out/recalls.json").read_text())
     recalls = summary["recalls"]

@@ -21,7 +21,8 @@ def test_an_interrupted_evaluation_continues(number, city, tmp_path):
     assert len(rows) == 2
     assert not list(tmp_path.rglob(".*"))
     main(["evaluate", "thumbnail", *map(str, where), "--out", str(out)])
-    assert files_in(out) == {"recalls.json", "recalls.csv", "recalls.md", "predictions.csv", "report.html"}
+    written = {"recalls.json", "recalls.csv", "recalls.md", "predictions.csv", "report.html"}
+    assert files_in(out) == written | {"environment.json", "reproduce.sh"}
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("rows_*")} == rows
 
 

@@ -45,7 +45,7 @@ def whole(settings, tmp_path_factory):
 def test_a_run_leaves_these_files_and_its_encoder_is_evaluated_and_exported(whole, city, tmp_path):
     assert files_in(whole) - {"stage2/log.txt"} == {
         *(f"stage2/{name}" for name in ("centroids.hdf5", "config.yaml", "environment.json", "metrics.jsonl")),
-        *(f"stage2/{name}" for name in ("places.json", "last/model.json", "last/model.safetensors")),
+        *(f"stage2/{name}" for name in ("reproduce.sh", "places.json", "last/model.json", "last/model.safetensors")),
         *(
             f"stage2/checkpoints/{step}/{name}"
             for step in ("epoch_000001_step_000001", "epoch_000002_step_000000")

@@ -54,7 +54,7 @@ def test_what_is_found_is_written_with_distances_and_without_recalls(more, photo
     out = tmp_path / "out"
     evaluate = ["evaluate", "--encoder", "thumbnail", "--folder", photos, "--out", out, "--no_labels", "true"]
     run(*evaluate, *more, cache=tmp_path / "cache")
-    assert files_in(out) == {"predictions.csv", "report.html"}
+    assert files_in(out) == {"predictions.csv", "report.html", "environment.json", "reproduce.sh"}
     with (out / "predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == ["query", "rank", "database", "descriptor_distance"]
@@ -181,7 +181,8 @@ def test_predictions_for_a_challenge_are_written_as_its_evaluator_reads_them(tmp
     out = tmp_path / "out"
     evaluate = ["evaluate", "--encoder", "thumbnail", "--folder", tmp_path / "set", "--protocol", "msls_challenge"]
     run(*evaluate, "--no_labels", "true", "--out", out, cache=tmp_path / "cache")
-    assert files_in(out) == {"predictions.csv", "report.html", "msls_challenge.csv", "msls_challenge.zip"}
+    written = {"predictions.csv", "report.html", "msls_challenge.csv", "msls_challenge.zip"}
+    assert files_in(out) == written | {"environment.json", "reproduce.sh"}
     lines = [line.split()[:2] for line in (out / "msls_challenge.csv").read_text().splitlines()]
     assert lines == [["q0", "d6"], ["q1", "d20"]]
     with pytest.raises(SystemExit, match=r"21 of 21 names in .* do not say where .*--no_labels"):

@@ -22,7 +22,10 @@ def stage2(config, run, architecture, *arguments):
 def test_stage_2_trains_a_resnet_after_its_frozen_layers_and_leaves_an_encoder(config, tmp_path):
     stage2(config, tmp_path, "resnet18", "--encoder.frozen", json.dumps(FROZEN), "--training.epochs", "1")
     assert files_in(tmp_path) == {
-        *(f"stage2/{name}" for name in ("config.yaml", "environment.json", "places.json", "log.txt", "metrics.jsonl")),
+        *(
+            f"stage2/{name}"
+            for name in ("config.yaml", "environment.json", "reproduce.sh", "places.json", "log.txt", "metrics.jsonl")
+        ),
         *(f"stage2/checkpoints/epoch_000001_step_000000/{name}" for name in ("state.json", "tensors.safetensors")),
         *(f"stage2/best/{name}" for name in ("model.safetensors", "model.json", "classifier.safetensors")),
     }

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from progeo.cli import main
-from progeo.evaluation.comparison import Evaluated, compare_evaluated
+from progeo.evaluation.comparison import Evaluated, compare_by_condition, compare_evaluated
 from progeo.evaluation.comparison_page import write_comparison_page
 from progeo.evaluation.evaluate import Evaluation
 from progeo.evaluation.retrieved import Retrieved
@@ -53,7 +54,8 @@ BOTH = "Cambridge"
 
 def write(folder, evaluations, **options):
     path = folder / "compare.html"
-    write_comparison_page(path, evaluations, compare_evaluated(evaluations), **options)
+    conditions = compare_by_condition(evaluations)
+    write_comparison_page(path, evaluations, compare_evaluated(evaluations), conditions=conditions, **options)
     return path
 
 
@@ -68,6 +70,23 @@ def written(tmp_path_factory):
         for data, found in cities.items()
     ]
     return write(folder, evaluations)
+
+
+def test_recalls_by_condition_have_a_table_of_their_own(tmp_path):
+    light = ["day"] * 12 + ["night"] * 18
+    nets = [
+        evaluated(tmp_path, found, encoder=f"{found.sum()} of 30", data=BOTH, conditions=light)
+        for found in (ONE, OTHER)
+    ]
+    text = write(tmp_path, nets).read_text(encoding="utf-8")
+    rows = text.split("<h3>By condition</h3>")[1].split("</table>")[0].split("<tr")[2:]
+    assert [re.search("<th.*?<bdi>(.*?)</bdi> <small>(.*?)</small>", row).groups() for row in rows] == [
+        *([("day", "12 queries")] * 2),
+        *([("night", "18 queries")] * 2),
+    ]
+    first = [re.search(r'data-label="R@1">(?:<b>|<bdi>)([\d.]+)', row)[1] for row in rows]
+    assert first == ["66.7", "75.0", "66.7", "83.3"]  # 8 and 9 of 12, 12 and 15 of 18
+    assert text.count("compared with the best of a data set and condition") == 1
 
 
 @pytest.mark.parametrize("is_safe", [False, True])

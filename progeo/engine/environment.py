@@ -1,0 +1,127 @@
+"""The command and the environment that a result is made with, and a script that makes it again."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from progeo.files import write_json, write_text
+from progeo.printable import escaped
+
+ENVIRONMENT = "environment.json"
+SCRIPT = "reproduce.sh"
+_PACKAGES = (
+    "progeo",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "faiss-gpu",
+    "faiss-cpu",
+    "pillow",
+    "opencv-python-headless",
+    "simplejpeg",
+    "pyarrow",
+    "safetensors",
+)
+_GIVEN: ContextVar[tuple[str, ...]] = ContextVar("given", default=())
+"""Words of the command that runs, without `progeo`; none where a function is called from Python."""
+_SCRIPT = """#!/bin/sh
+# Makes this result again in another folder: sh {script} [OUT [OPTIONS]]. PYTHON names the interpreter (python3).
+# {place}
+# It was made with {versions}
+# on {machine}.
+set -eu
+python=${{PYTHON:-python3}}
+if [ $# -gt 0 ]; then out=$1; shift; else out={out}; fi
+{change}{check}"$python" {command} --out "$out" "$@"
+"""
+_CHECK = """"$python" -c 'import json, sys; from progeo.data.fingerprints import changed_data
+sys.exit(changed_data(json.load(sys.stdin)) or 0)' <<'DATA'
+{data}
+DATA
+"""
+
+
+@contextmanager
+def giving(words: Sequence[str]) -> Iterator[None]:
+    """Let results that are written in the block say that these words of a command made them."""
+    token = _GIVEN.set(tuple(words))
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def environment() -> dict[str, Any]:
+    """Return the command line, versions of Python and packages, GPUs, processes and threads."""
+    import torch  # not at the head, for the command line to start fast
+
+    return {
+        "command": ["progeo", *_GIVEN.get()] if _GIVEN.get() else sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_origin(out: Path, command: str, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what the results in the output folder of a command were made with, and how to make them again.
+
+    Args:
+        command: name of the command.
+        data: fingerprints of its images, by folder.
+    """
+    write_json(out / ENVIRONMENT, {**environment(), "data": data})
+    write_script(out, command, out, data)
+
+
+def write_script(folder: Path, command: str, out: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `SCRIPT`, which makes the results of a folder again, unless another command makes them on its way.
+
+    Args:
+        folder: folder of the results.
+        command: first word of the command that makes such results.
+        out: output folder of the command.
+        data: fingerprints of its images, by folder, which the script checks first.
+    """
+    given = _GIVEN.get()
+    if given[:1] != (command,):
+        return
+    where, here = environment(), folder.absolute()
+    packages = [f"{name} {number}" for name, number in where["packages"].items() if number is not None]
+    gpus = ", ".join(where["gpus"]) or "no GPU"
+    is_inside, up = here.is_relative_to(Path.cwd()), os.path.relpath(Path.cwd(), here)
+    launch = f"-m accelerate.commands.launch --num_processes {where['processes']} " if where["processes"] > 1 else ""
+    place = "Folders are relative to the one" if is_inside else "Run it in the folder"
+    text = _SCRIPT.format(
+        script=SCRIPT,
+        place=f"{place} that the command was run in.",
+        versions=escaped(", ".join([f"Python {where['python']}", *packages])),
+        machine=escaped(f"{where['platform']}, {gpus}, processes: {where['processes']}, threads: {where['threads']}"),
+        out=shlex.quote(f"{out}_again"),
+        change=f'cd "$(dirname "$0")"/{shlex.quote(up)}\n' if is_inside else "",
+        check=_CHECK.format(data=json.dumps(data)) if data else "",
+        command=f"{launch}-m progeo {shlex.join(given)}",
+    )
+    write_text(folder / SCRIPT, text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

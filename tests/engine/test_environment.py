@@ -1,0 +1,84 @@
+"""The script beside results, run by an interpreter that only prints what it is asked for."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from progeo.engine.environment import giving, write_origin
+
+PRINTING = """#!/bin/sh
+pwd
+for word; do printf '%s|' "$word"; done
+echo
+[ "$1" != -c ] || cat
+"""
+WORDS = ["evaluate", "my encoder", "--folder", "it's", "--out", "results/a"]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    (tmp_path / "python").write_text(PRINTING)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def run(script, *words, cwd):
+    environment = {**os.environ, "PYTHON": str(Path.cwd().parent / "python")}
+    result = subprocess.run(["sh", str(script), *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.stderr == ""
+    return result.stdout.splitlines()
+
+
+def test_the_script_runs_the_command_as_given_in_its_folder_after_a_check_of_the_data(work):
+    with giving(WORDS):
+        write_origin(Path("results/a"), "evaluate", {"it's": {"images": 3}})
+    folder, check, _, data, again, command = run("a/reproduce.sh", cwd=work / "results")
+    assert (folder, again) == (str(work), str(work))
+    assert check.startswith("-c|import json, sys")
+    assert json.loads(data) == {"it's": {"images": 3}}
+    assert command == "-m|progeo|evaluate|my encoder|--folder|it's|--out|results/a|--out|results/a_again|"
+
+
+def test_another_output_folder_and_more_options_may_follow(work):
+    with giving(WORDS):
+        write_origin(work / "results/a", "evaluate", {})
+    (_, command) = run("results/a/reproduce.sh", "b c", "--num_workers", "0", cwd=work)
+    assert command.endswith("|--out|results/a|--out|b c|--num_workers|0|")
+
+
+def test_results_outside_of_the_folder_do_not_change_it(work):
+    with giving(WORDS):
+        write_origin(work.parent / "elsewhere", "evaluate", {})
+    assert run(work.parent / "elsewhere/reproduce.sh", cwd=work)[0] == str(work)
+    assert "# Run it in the folder that" in (work.parent / "elsewhere/reproduce.sh").read_text()
+
+
+def test_several_processes_are_launched_again(work, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with giving(WORDS):
+        write_origin(work / "a", "evaluate", {})
+    (_, command) = run("a/reproduce.sh", cwd=work)
+    assert command.startswith("-m|accelerate.commands.launch|--num_processes|4|-m|progeo|evaluate|")
+
+
+def test_the_environment_has_the_command_the_data_and_versions(work):
+    with giving(WORDS):
+        write_origin(work / "a", "evaluate", {"city": {"images": 3}})
+    found = json.loads((work / "a/environment.json").read_text())
+    assert found["command"] == ["progeo", *WORDS]
+    assert found["data"] == {"city": {"images": 3}}
+    script = (work / "a/reproduce.sh").read_text()
+    assert f"torch {found['packages']['torch']}" in script
+    assert f"Python {found['python']}" in script
+
+
+def test_what_another_command_made_on_its_way_has_no_script(work):
+    with giving(["demo"]):
+        write_origin(work / "a", "evaluate", {})
+    write_origin(work / "b", "evaluate", {})
+    assert {path.name for path in work.rglob("*") if path.is_file()} == {"environment.json"}
