@@ -1,0 +1,133 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from PIL import Image
+from running import files_in
+from small_onnx import as_onnx, convolutions
+
+from progeo.cli import main
+from progeo.export.int8 import Int8Report, check_report, compare, quantize, spread
+from progeo.export.weights import load_encoder, save_encoder
+from progeo.models.encoder import build_encoder
+
+REPORT = Int8Report("static", 10, mean_cosine=0.99, min_cosine=0.9, share_of_size=0.26, share_of_time=0.5)
+
+
+def images(count, scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return (scale * rng.standard_normal((1, 3, 16, 16), dtype=np.float32) for _ in range(count))
+
+
+def weights_of(content):
+    return {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load_from_string(content).graph.initializer}
+
+
+def test_static_quantizes_kernels_and_matrices_by_channel_and_changes_little():
+    content = quantize(convolutions(), "static", images(20))
+    found = weights_of(content)
+    kinds = {values.shape: values.dtype for values in found.values() if values.ndim > 1}
+    assert kinds == {(8, 3, 3, 3): np.int8, (8, 6): np.int8}
+    scales = [values.shape for name, values in found.items() if name.startswith("kernels") and "scale" in name]
+    assert scales == [(8,)]
+    report = compare(convolutions().SerializeToString(), content, "static", images(10, seed=1))
+    assert report.num_photos == 10
+    assert report.min_cosine > 0.999
+
+
+def test_dynamic_quantizes_matrices_alone():
+    found = weights_of(quantize(convolutions(), "dynamic", images(0)))
+    kinds = {values.shape: values.dtype for values in found.values() if values.ndim > 1}
+    assert kinds == {(8, 3, 3, 3): np.float32, (8, 6): np.int8}
+
+
+def test_ranges_are_those_of_the_images_that_it_is_calibrated_on():
+    content = quantize(convolutions(), "static", images(20, scale=0.01))
+    report = compare(convolutions().SerializeToString(), content, "static", images(10, seed=1))
+    assert report.min_cosine < 0.99
+
+
+def turned(degrees):
+    """A model that turns two numbers around."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    nodes = [helper.make_node("MatMul", ["images", "turn"], ["descriptors"])]
+    return as_onnx(nodes, {"turn": np.array([[c, -s], [s, c]], np.float32)}, shape=("batch", 2)).SerializeToString()
+
+
+def test_files_are_compared_by_the_cosine_of_their_descriptors():
+    report = compare(turned(0), turned(60), "static", (np.array([[x, 1]], np.float32) for x in (1, 5)))
+    assert (report.num_photos, report.share_of_size) == (2, 1.0)
+    assert (report.mean_cosine, report.min_cosine) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"mean_cosine": 0.94},
+            r"the mean cosine .* would be 0\.940, and 0\.95 is needed\. .* dynamic",
+        ),
+        ({"mean_cosine": math.nan}, "would be nan"),
+        ({"share_of_size": 0.95, "method": "dynamic"}, "95% of the size .* dynamic quantizes matrices only.* static"),
+    ],
+)
+def test_a_file_that_loses_too_much_or_gains_too_little_is_refused(changed, sentence, tmp_path):
+    check_report(REPORT, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=rf"model\.onnx is not written: .*{sentence}"):
+        check_report(replace(REPORT, **changed), tmp_path / "model.onnx")
+
+
+def test_photos_are_chosen_evenly_from_a_folder(tmp_path):
+    for number in range(400):
+        (tmp_path / f"{number:03}.jpg").touch()
+    chosen = [int(path.stem) for path in spread(tmp_path)]
+    assert (len(chosen), chosen[0], chosen[-1]) == (200, 0, 399)
+    assert set(np.diff(chosen)) == {2, 3} or set(np.diff(chosen)) == {2}
+    for number in range(19, 400):
+        (tmp_path / f"{number:03}.jpg").unlink()
+    with pytest.raises(ValueError, match=r"`calibration_folder` must hold at least 20 photos, .* has 19"):
+        spread(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--int8", "static"], "--int8 is for the format onnx, not for safetensors: leave it out."),
+        (["--format", "onnx", "--int8", "static"], "--int8 needs --calibration_folder, with photos to compare on"),
+        (["--format", "onnx", "--calibration_folder", "x"], "--int8 needs --calibration_folder, with photos"),
+        (["--format", "onnx", "--int8", "static", "--fp16", "true"], "--fp16 and --int8 exclude each other"),
+        (["--format", "onnx", "--int8", "4bit"], "--int8 must be one of"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_before_any_work(arguments, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        main(["export", "nowhere", *arguments])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("input", ["normalized", "pixels", "photos"])
+def test_an_encoder_leaves_in_8_bits_and_can_be_evaluated(input, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(24):  # smooth, as photos are
+        small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        small.resize((128, 96)).save(tmp_path / f"photos/{number}.png")
+    encoder = build_encoder("tiny-resnet", "random", (64, 96)).eval()
+    save_encoder(tmp_path / "encoder", encoder, provenance={}, recalls={})
+    folders = ("--calibration_folder", str(tmp_path / "photos"), "--out", str(tmp_path / "out"))
+    main(["export", str(tmp_path / "encoder"), "--format", "onnx", "--int8", "static", "--input", input, *folders])
+    assert files_in(tmp_path / "out") == {"model.onnx", "README.md"}
+    content = (tmp_path / "out/model.onnx").read_bytes()
+    assert len(content) < 0.4 * (tmp_path / "encoder/model.safetensors").stat().st_size
+    assert str(tmp_path).encode() not in content
+    assert b"progeo_int8" not in content
+    assert (
+        "| 8-bit integers | static; on 12 photos the cosine with the float descriptors is 0.9"
+        in (tmp_path / "out/README.md").read_text()
+    )
+    loaded = load_encoder(f"onnx:{tmp_path / 'out/model.onnx'}")
+    photo = encoder.preprocess(Image.open(tmp_path / "photos/3.png"))[None]
+    assert (loaded(photo) * encoder(photo)).sum() > 0.99
