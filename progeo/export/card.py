@@ -90,6 +90,7 @@ def card_rows(metadata: Mapping[str, Any], classifier: Classifier | None = None)
         "backbone": f"{encoder['architecture']} of {encoder['family']}",
         "started from": _origin(metadata),
         _WEIGHTS_LICENSE: license,
+        _DATA_LICENSE: _data_license(metadata),
         "images": f"{height} x {width} pixels, resized by antialiased {encoder['resize']} interpolation, RGB in 0..1, "
         f"normalized with mean {color_in_words(encoder['mean'])} and std {color_in_words(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
@@ -98,7 +99,6 @@ def card_rows(metadata: Mapping[str, Any], classifier: Classifier | None = None)
         **_projection(encoder.get("pooled_dim"), provenance.get("reduced")),
         **({} if classifier is None else {"classifier": _classes(classifier)}),
         "trained on": str(provenance.get("settings", {}).get("data", {}).get("train_folder", "unknown")),
-        _DATA_LICENSE: _data_license(metadata),
         "epoch": str(provenance.get("epoch", "unknown")),
         **{name: f"{recall:.1f}" for name, recall in metadata["recalls"].items()},
     }

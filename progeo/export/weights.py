@@ -135,10 +135,9 @@ def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
             `hf-hub:OWNER/NAME` (see `fetch_folder`); the folder of a run, or of its stage 2, for the encoder that it
             keeps; or the name of a baseline. `FAMILY:ARCHITECTURE:WEIGHTS`, such as `open_clip:RN50:openai` or
             `timm:vit_small_patch14_dinov2:random`, is the token of a backbone, or the mean of its feature map if it has
-            no token, with the pixel statistics of the weights; `thumbnail` is raw 16 x 16 pixels, and `onnx:FILE` an ONNX file of `progeo
-            export`. A downloaded encoder
+            no token, with the pixel statistics of the weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
             comes without its CLIP file for text features. `hub:REPOSITORY:ENTRY` loads a network to evaluate it, see
-            `load_hub_encoder`; plugins add other names to `ENCODERS`.
+            `load_hub_encoder`, and `onnx:FILE` an exported file; plugins add other names to `ENCODERS`.
         trust: run the code of a `hub:` repository.
 
     Raises:
