@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from progeo.export.onnx import open_session
-from progeo.json_files import converted
-from progeo.models.encoder import EncoderSpec
+from progeo.models.encoder import spec_from_json
 from progeo.models.wrapped_encoder import WrappedEncoder
 from progeo.printable import first_line
 
@@ -30,8 +29,8 @@ def load_onnx_encoder(name: str) -> WrappedEncoder:
     try:
         described = json.loads(metadata["progeo"])
         network.takes_pixels = described.pop("input") != "normalized"
-        spec = converted(described, EncoderSpec)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        spec = spec_from_json(described)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = first_line(error, type(error).__name__).rstrip(".")
         raise ValueError(f"{path} is not an ONNX file as progeo exports it: {reason}.") from None
     network.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None])

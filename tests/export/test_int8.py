@@ -14,7 +14,9 @@ from progeo.export.int8 import Int8Report, check_report, compare, quantize, spre
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.encoder import build_encoder
 
-REPORT = Int8Report("static", 10, mean_cosine=0.99, min_cosine=0.9, share_of_size=0.26, share_of_time=0.5)
+REPORT = Int8Report(
+    "static", 10, mean_cosine=0.99, min_cosine=0.9, centered_cosine=0.98, share_of_size=0.26, share_of_time=0.5
+)
 
 
 def images(count, scale=1.0, seed=0):
@@ -50,27 +52,40 @@ def test_ranges_are_those_of_the_images_that_it_is_calibrated_on():
     assert report.min_cosine < 0.99
 
 
-def turned(degrees):
-    """A model that turns two numbers around."""
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    nodes = [helper.make_node("MatMul", ["images", "turn"], ["descriptors"])]
-    return as_onnx(nodes, {"turn": np.array([[c, -s], [s, c]], np.float32)}, shape=("batch", 2)).SerializeToString()
+def matrix(values):
+    """A model that multiplies two numbers with a matrix."""
+    nodes = [helper.make_node("MatMul", ["images", "matrix"], ["descriptors"])]
+    return as_onnx(nodes, {"matrix": np.array(values, np.float32)}, shape=("batch", 2)).SerializeToString()
+
+
+def given(*inputs):
+    return (np.array([each], np.float32) for each in inputs)
 
 
 def test_files_are_compared_by_the_cosine_of_their_descriptors():
-    report = compare(turned(0), turned(60), "static", (np.array([[x, 1]], np.float32) for x in (1, 5)))
+    turned = matrix([[0.5, -math.sqrt(0.75)], [math.sqrt(0.75), 0.5]])  # by 60 degrees
+    report = compare(matrix(np.eye(2)), turned, "static", given((1, 0), (-3, 0)))
     assert (report.num_photos, report.share_of_size) == (2, 1.0)
-    assert (report.mean_cosine, report.min_cosine) == (pytest.approx(0.5), pytest.approx(0.5))
+    cosines = (report.mean_cosine, report.min_cosine, report.centered_cosine)
+    assert cosines == pytest.approx((0.5, 0.5, 0.5))
+    mirrored = matrix([[1, 0], [0, -1]])
+    report = compare(matrix(np.eye(2)), mirrored, "static", given((4, 3), (4, -3), (1, 0)))
+    assert report.mean_cosine == pytest.approx((7 / 25 + 7 / 25 + 1) / 3)
+    assert report.min_cosine == pytest.approx(7 / 25)
+
+
+def test_what_all_descriptors_have_in_common_hides_no_loss():
+    first_alone = matrix([[1, 0], [0, 0]])
+    report = compare(matrix(np.eye(2)), first_alone, "static", given((100, 1), (100, -1)))
+    assert report.min_cosine > 0.9999
+    assert report.centered_cosine == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        (
-            {"mean_cosine": 0.94},
-            r"the mean cosine .* would be 0\.940, and 0\.95 is needed\. .* dynamic",
-        ),
-        ({"mean_cosine": math.nan}, "would be nan"),
+        ({"centered_cosine": 0.94}, r"mean cosine of 0\.940 .* and 0\.95 is needed\. Use `int8` dynamic or `fp16`"),
+        ({"centered_cosine": math.nan}, "mean cosine of nan"),
         ({"share_of_size": 0.95, "method": "dynamic"}, "95% of the size .* dynamic quantizes matrices only.* static"),
     ],
 )

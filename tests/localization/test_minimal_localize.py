@@ -1,10 +1,12 @@
 """The script of the documentation that localizes without this program."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +16,7 @@ from running import ROOT
 
 from progeo.cli import main
 from progeo.export.weights import load_encoder
+from progeo.localization.place_index import open_index
 
 SCRIPT = ROOT / "docs/minimal_localize.py"
 
@@ -67,6 +70,16 @@ def test_it_finds_what_the_program_finds_also_in_parts_and_without_removed_image
     assert after[0].matches[0].path != before[0].matches[0].path
     check(printed(index, index, photos, monkeypatch, capsys), after)
     assert len(json.loads((index / "index.json").read_text())["parts"]) == 2
+
+
+def test_positions_leave_as_csv_for_a_device_without_pyarrow(built, tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/phones_and_robots.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "city.index").symlink_to(built / "index")
+    exec(block, {})
+    rows = np.loadtxt(tmp_path / "positions.csv", delimiter=",", skiprows=1)
+    images = open_index(built / "index").images.table
+    assert rows[:, 0].tolist() == images["latitude"].to_pylist()
 
 
 @pytest.mark.slow
