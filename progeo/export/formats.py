@@ -1,7 +1,7 @@
 """Formats that an encoder is exported in: one table of them all."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -55,7 +55,7 @@ class Written:
 
     usage: str
     """Python code that loads them."""
-    measured: Mapping[str, str] = MappingProxyType({})
+    measured: Mapping[str, str] = field(default_factory=dict)
     """Rows of its table."""
 
 

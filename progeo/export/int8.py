@@ -129,8 +129,12 @@ def _dynamic(prepared: Path, quantized: Path, _: Iterator[np.ndarray]) -> None:
 
 def _static(prepared: Path, quantized: Path, images: Iterator[np.ndarray]) -> None:
     """Quantize weights, and activations by the ranges that they have on images."""
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    graph = onnx.load(prepared).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    products = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
     quantize_static(
         prepared,
         quantized,
@@ -141,7 +145,7 @@ def _static(prepared: Path, quantized: Path, images: Iterator[np.ndarray]) -> No
         activation_type=QuantType.QUInt8,  # not negative after a ReLU
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"MatMulConstBOnly": True},  # attention, and resizing of photos, stay exact
+        nodes_to_exclude=products,  # of two activations, as in attention
     )
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 from classifiers import classifier_of
@@ -53,7 +55,7 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
 def test_the_facts_count_parameters_and_operations_and_name_three_licenses(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     encoder = WrappedEncoder("small", network, (500, 1000))
-    encoder.spec = build_encoder("RN50", "random", 64).spec
+    encoder.spec = replace(build_encoder("tiny-resnet", "random", 64).spec, architecture="RN50")
     metadata = metadata_of({"model": {"weights": "openai"}})
     metadata["provenance"]["data_license"] = "CC BY 4.0/ours"
     facts = card_facts(metadata, encoder)

@@ -40,6 +40,23 @@ def test_static_quantizes_kernels_and_matrices_by_channel_and_changes_little():
     assert report.min_cosine > 0.999
 
 
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_products_of_two_activations_stay_exact(method):
+    nodes = [
+        helper.make_node("MatMul", ["images", "matrix"], ["product"], "of a weight"),
+        helper.make_node("Transpose", ["product"], ["transposed"], "transpose"),
+        helper.make_node("MatMul", ["product", "transposed"], ["descriptors"], "of activations"),
+    ]
+    model = as_onnx(nodes, {"matrix": np.eye(2, dtype=np.float32)}, shape=("batch", 2))
+    graph = onnx.load_from_string(quantize(model, method, given((1, 2), (3, 4)))).graph
+    kinds = {name: node.op_type for node in graph.node for name in node.output}
+    (exact,) = (node for node in graph.node if node.name == "of activations")
+    assert kinds[exact.input[1]] == "Transpose"
+    assert {node.op_type for node in graph.node} >= {"static": {"DequantizeLinear"}, "dynamic": {"MatMulInteger"}}[
+        method
+    ]
+
+
 def test_dynamic_quantizes_matrices_alone():
     found = weights_of(quantize(convolutions(), "dynamic", images(0)))
     kinds = {values.shape: values.dtype for values in found.values() if values.ndim > 1}
@@ -49,7 +66,7 @@ def test_dynamic_quantizes_matrices_alone():
 def test_ranges_are_those_of_the_images_that_it_is_calibrated_on():
     content = quantize(convolutions(), "static", images(20, scale=0.01))
     report = compare(convolutions().SerializeToString(), content, "static", images(10, seed=1))
-    assert report.min_cosine < 0.99
+    assert report.centered_cosine < 0.5
 
 
 def matrix(values):
@@ -114,7 +131,6 @@ def test_photos_are_chosen_evenly_from_a_folder(tmp_path):
         (["--format", "onnx", "--int8", "static"], "--int8 needs --calibration_folder, with photos to compare on"),
         (["--format", "onnx", "--calibration_folder", "x"], "--int8 needs --calibration_folder, with photos"),
         (["--format", "onnx", "--int8", "static", "--fp16", "true"], "--fp16 and --int8 exclude each other"),
-        (["--format", "onnx", "--int8", "4bit"], "--int8 must be one of"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_before_any_work(arguments, sentence):
