@@ -9,7 +9,6 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from progeo import __version__
 from progeo.atomic import replacing
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.models.backbones import FAMILIES
@@ -44,7 +43,7 @@ def card_facts(metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(encoder.mean.new_zeros(1, 3, height, width))
     return {
-        "license of the code": f"MIT, of progeo {__version__}",
+        "license of the code": "MIT, of progeo",
         _WEIGHTS_LICENSE: license_of_weights(spec.family, spec.architecture, starting_weights(metadata)),
         _DATA_LICENSE: _data_license(metadata),
         "parameters": f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f} million",

@@ -92,8 +92,9 @@ def quantize(model: "ModelProto", method: Int8, images: Iterator[np.ndarray]) ->
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with TemporaryDirectory(prefix="progeo_int8_") as name, without_warnings("root"):
-        prepared, quantized = Path(name) / "prepared.onnx", Path(name) / "quantized.onnx"
-        quant_pre_process(model, prepared, skip_symbolic_shape=True)  # which folds batch norms into convolutions
+        exact, prepared, quantized = (Path(name) / f"{step}.onnx" for step in ("exact", "prepared", "quantized"))
+        exact.write_bytes(model.SerializeToString())
+        quant_pre_process(exact, prepared, skip_symbolic_shape=True)  # which folds batch norms into convolutions
         METHODS[method](prepared, quantized, images)
         return quantized.read_bytes()
 
@@ -138,7 +139,7 @@ def _static(prepared: Path, quantized: Path, images: Iterator[np.ndarray]) -> No
     quantize_static(
         prepared,
         quantized,
-        _Reader(images),  # type: ignore[arg-type] # only `get_next` is called
+        _Reader(images),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=[*_MATRICES, "Conv", "Relu", "Clip", "MaxPool"],
         per_channel=True,
