@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Int8 = Literal["dynamic", "static"]
 MIN_COSINE = 0.95
-_MAX_SHARE = 0.7
 """Minimum `centered_cosine` of a file."""
 _MAX_SHARE_OF_SIZE = 0.7
 _MIN_PHOTOS, _MAX_PHOTOS = 20, 200
@@ -206,7 +205,7 @@ def check_report(report: Int8Report, path: Path) -> None:
     """Refuse to write a file that loses too much or gains too little.
 
     Raises:
-        ValueError: so it is; the message names the file.
+        ValueError: it does; the message names the file and says what to use.
     """
     other = "static" if report.method == "dynamic" else "dynamic"
     if not report.centered_cosine >= MIN_COSINE:  # or NaN
