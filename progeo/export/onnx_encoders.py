@@ -25,9 +25,8 @@ def load_onnx_encoder(name: str) -> WrappedEncoder:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     network = _OnnxNetwork(path)
-    metadata = network.session.get_modelmeta().custom_metadata_map
     try:
-        described = json.loads(metadata["progeo"])
+        described = json.loads(network.session.get_modelmeta().custom_metadata_map["progeo"])
         network.takes_pixels = described.pop("input") != "normalized"
         spec = spec_from_json(described)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
