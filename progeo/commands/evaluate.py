@@ -50,11 +50,11 @@ def evaluate(
 
     Args:
         encoder: Encoder to evaluate: the folder of a run or of an encoder; FAMILY:ARCHITECTURE:WEIGHTS for
-            a backbone of open_clip, torchvision or timm; thumbnail; hub:OWNER/REPO[:BRANCH]:ENTRY?name=value&... or
-            hub:FOLDER:ENTRY?name=value&... for a network of torch.hub, with trust; or a folder with
-            database_descriptors.npy and queries_descriptors.npy of another program, rows in the order of the sorted
-            paths. A hub network gets images of 320 x 320 pixels, or of its option image_size=322 or image_size=240x320
-            (height, width), normalized with the mean and std of ImageNet.
+            a backbone of open_clip, torchvision or timm; thumbnail; onnx:FILE for a file of progeo export;
+            hub:OWNER/REPO[:BRANCH]:ENTRY?name=value&... or hub:FOLDER:ENTRY?name=value&... for a network of torch.hub,
+            with trust; or a folder with database_descriptors.npy and queries_descriptors.npy of another program, rows
+            in the order of the sorted paths. A hub network gets images of 320 x 320 pixels, or of its option
+            image_size=322 or image_size=240x320 (height, width), normalized with the mean and std of ImageNet.
         folder: Folder that holds the database and the queries.
         out: Output folder for the results.
         benchmark: The benchmark.

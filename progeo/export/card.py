@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from progeo.atomic import replacing
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.models.backbones import FAMILIES
 from progeo.models.classifier import MEANS, Classifier
+from progeo.models.encoder import Encoder
 from progeo.models.pixel_statistics import color_in_words
 from progeo.printable import markdown_table
 
@@ -23,19 +27,50 @@ calibrate its confidence on photos like those that it will get, and treat positi
 meant for places: research, one's own photos, archives, rough positions of robots and vehicles. It is not meant for
 finding or following people, nor for decisions about them. It is worse where it was not trained or measured: at night,
 in other seasons, in other cities."""
+_WEIGHTS_LICENSE, _DATA_LICENSE = "license of these starting weights", "license of the training images"
+_USE = "intended use"
 _SECTIONS = ("model", "cells", "head", "text", "triplet", "training")
 
 
-def save_card(path: Path, metadata: Mapping[str, Any], usage: str, classifier: Classifier | None = None) -> None:
+def card_facts(metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
+    """Return what those ask who decide whether they may use an encoder, by name, for its card and `model.json`.
+
+    Args:
+        metadata: the content of `model.json`.
+        encoder: that of the metadata.
+    """
+    spec, (height, width) = encoder.spec, encoder.image_size
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(encoder.mean.new_zeros(1, 3, height, width))
+    return {
+        "license of the code": "MIT, of progeo",
+        _WEIGHTS_LICENSE: license_of_weights(spec.family, spec.architecture, starting_weights(metadata)),
+        _DATA_LICENSE: _data_license(metadata),
+        "parameters": f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f} million",
+        "computation": f"{counter.get_total_flops() / 1e9:.2f} billion floating-point operations for an image of "
+        f"{height} x {width} pixels, two for each multiplication with an addition",
+        _USE: " ".join(_INTENDED_USE.split()),
+    }
+
+
+def save_card(
+    path: Path,
+    metadata: Mapping[str, Any],
+    usage: str,
+    classifier: Classifier | None = None,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write the model card of an encoder.
 
     Args:
         metadata: the content of `model.json`: encoder, recalls and provenance.
         usage: Python code for the card that loads the files beside it.
         classifier: the classifier beside it, if any.
+        facts: further rows of its table, such as those of `card_facts`.
     """
+    rows = {name: fact for name, fact in {**card_rows(metadata, classifier), **facts}.items() if name != _USE}
     with replacing(path) as temporary:
-        temporary.write_text(_card(metadata, usage, classifier), encoding="utf-8")
+        temporary.write_text(_card(metadata, usage, rows), encoding="utf-8")
 
 
 def card_rows(metadata: Mapping[str, Any], classifier: Classifier | None = None) -> dict[str, str]:
@@ -53,7 +88,8 @@ def card_rows(metadata: Mapping[str, Any], classifier: Classifier | None = None)
     return {
         "backbone": f"{encoder['architecture']} of {encoder['family']}",
         "started from": _origin(metadata),
-        "license of these starting weights": license,
+        _WEIGHTS_LICENSE: license,
+        _DATA_LICENSE: _data_license(metadata),
         "images": f"{height} x {width} pixels, resized by antialiased {encoder['resize']} interpolation, RGB in 0..1, "
         f"normalized with mean {color_in_words(encoder['mean'])} and std {color_in_words(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
@@ -84,8 +120,11 @@ def license_of_weights(family: str, architecture: str, weights: str | None) -> s
     return (weights and FAMILIES[family].license(architecture, weights)) or "unknown"
 
 
-def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None) -> str:
-    rows = card_rows(metadata, classifier)
+def _data_license(metadata: Mapping[str, Any]) -> str:
+    return metadata["provenance"].get("data_license", "unknown")
+
+
+def _card(metadata: Mapping[str, Any], usage: str, rows: Mapping[str, str]) -> str:
     settings = without_folders(metadata)["provenance"].get("settings", {})
     parts = [
         f"---\n{yaml.safe_dump(_HEADER, sort_keys=False)}---",

@@ -18,6 +18,12 @@ def _thumbnail(name: str) -> Encoder:
     return ThumbnailEncoder()
 
 
+def _onnx(path: str) -> Encoder:
+    from progeo.export.onnx_encoders import load_onnx_encoder  # whose metadata other encoders do not need
+
+    return load_onnx_encoder(path)
+
+
 def _backbone(family: str, name: str) -> Encoder:
     """Build the encoder `ARCHITECTURE:WEIGHTS`: the token of a backbone, or the mean of its map if it has no token.
 
@@ -36,7 +42,11 @@ def _backbone(family: str, name: str) -> Encoder:
         raise ValueError(f"`encoder` {family}:{name} cannot be built: {error}") from None
 
 
-ENCODERS: dict[str, Callable[[str], Encoder]] = {"thumbnail": _thumbnail, "hub": load_hub_encoder}
+ENCODERS: dict[str, Callable[[str], Encoder]] = {
+    "thumbnail": _thumbnail,
+    "hub": load_hub_encoder,
+    "onnx": _onnx,
+}
 """Loaders of encoders by kind: of `KIND:NAME`, a loader gets the `NAME`, which may be empty."""
 
 

@@ -7,16 +7,16 @@ from typing import Any
 from progeo.models.backbones import FAMILIES
 from progeo.models.backbones.clip_configurations import FOLDER
 
-_NO_PATHS = ("architecture", "template")
+_NO_PATHS = ("architecture", "template", "data_license")
 _ADDRESSES = ("hf-hub:", "http://", "https://")
 
 
 def without_folders(value: Any) -> Any:
     """Replace every path in nested plain values by its last part.
 
-    Every string with a `/` counts as a path, except addresses and the values of `architecture` (`ViT-B/16`) and
-    `template`; of `local-dir:PATH` the prefix stays. In names such as `open_clip:ViT-B/16:WEIGHTS` only the weights can
-    be a path.
+    Every string with a `/` counts as a path, except addresses and the values of `architecture` (`ViT-B/16`),
+    `template` and `data_license`; of `local-dir:PATH` the prefix stays. In names such as `open_clip:ViT-B/16:WEIGHTS`
+    only the weights can be a path.
     """
     if isinstance(value, Mapping):
         return {

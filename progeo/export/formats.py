@@ -1,8 +1,8 @@
 """Formats that an encoder is exported in: one table of them all."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from progeo.atomic import replacing, written_together
 from progeo.engine.log import LOGGER
-from progeo.export.card import save_card, starting_weights
+from progeo.export.card import card_facts, save_card, starting_weights
 from progeo.export.classifier import check_fits_encoder, classifier_of, holds_classifier, write_classifier
 from progeo.export.encoder_folders import CLASSIFIER, METADATA, encoder_folder
 from progeo.export.folders import without_folders
+from progeo.export.int8 import Int8, save_int8
 from progeo.export.onnx import save_onnx
 from progeo.export.program import Input, min_side, save_program, side_step
 from progeo.export.weights import encoder_of, metadata_of, save_encoder
@@ -29,6 +30,9 @@ class ExportOptions:
 
     input: Input = "normalized"
     fp16: bool = False
+    int8: Int8 | None = None
+    calibration_folder: Path | None = None
+    data_license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,21 @@ class SavedEncoder:
     encoder: Encoder
     classifier: Classifier | None
 
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """Facts for its card and `model.json`, see `card_facts`."""
+        return card_facts(self.metadata, self.encoder)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a card says about written files."""
+
+    usage: str
+    """Python code that loads them."""
+    measured: Mapping[str, str] = field(default_factory=dict)
+    """Rows of its table."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -46,8 +65,8 @@ class Format:
 
     files: tuple[str, ...]
     """Names of the files that the format writes, besides README.md and the classifier."""
-    write: Callable[[Path, SavedEncoder, ExportOptions], str]
-    """Writes the files to a folder and returns Python code that loads them."""
+    write: Callable[[Path, SavedEncoder, ExportOptions], Written]
+    """Writes the files to a folder."""
     gives_descriptors: bool = True
     """Whether the files compute descriptors, which a classifier is for."""
 
@@ -62,29 +81,41 @@ def export_encoder(path: Path, target: Path, format: str, options: ExportOptions
     with_classifier = chosen.gives_descriptors and holds_classifier(source)
     files = (*chosen.files, *([CLASSIFIER] if with_classifier else []), "README.md")
     with written_together(target.resolve(), files) as folder:
-        saved = read_set(source / METADATA, partial(_read, with_classifier=with_classifier))
+        read = partial(_read, with_classifier=with_classifier, data_license=options.data_license)
+        saved = read_set(source / METADATA, read)
         if saved.classifier is not None:
             check_fits_encoder(saved.classifier, saved.encoder, source)
-        usage = chosen.write(folder, saved, options)
+        about = chosen.write(folder, saved, options)
         if saved.classifier is not None and not (folder / CLASSIFIER).exists():
             with replacing(folder / CLASSIFIER) as temporary:
                 write_classifier(saved.classifier, temporary)
-        save_card(folder / "README.md", saved.metadata, usage, saved.classifier)
+        size = sum((folder / name).stat().st_size for name in chosen.files)
+        facts = {**saved.facts, "size of the files": f"{size / 1e6:.1f} MB", **about.measured}
+        save_card(folder / "README.md", saved.metadata, about.usage, saved.classifier, facts)
         written = sorted(each.name for each in folder.iterdir())
     LOGGER.info("%s written to %s", ", ".join(written), target)
 
 
-def _read(files: FileSet, *, with_classifier: bool) -> SavedEncoder:
+def _read(files: FileSet, *, with_classifier: bool, data_license: str | None) -> SavedEncoder:
     encoder, metadata = encoder_of(files), metadata_of(files)
+    if data_license is not None:
+        metadata = {**metadata, "provenance": {**metadata["provenance"], "data_license": data_license}}
     encoder.spec = replace(encoder.spec, **without_folders({"architecture": encoder.spec.architecture}))
     described = {**spec_to_json(encoder.spec), **metadata["encoder"]}  # files of earlier versions lack fields
     return SavedEncoder({**metadata, "encoder": described}, encoder, classifier_of(files) if with_classifier else None)
 
 
-def _write_weights(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
+def _write_weights(target: Path, saved: SavedEncoder, _: ExportOptions) -> Written:
     provenance, recalls = without_folders(saved.metadata["provenance"]), saved.metadata["recalls"]
-    save_encoder(target, saved.encoder, provenance=provenance, recalls=recalls, classifier=saved.classifier)
-    return (
+    save_encoder(
+        target,
+        saved.encoder,
+        provenance=provenance,
+        recalls=recalls,
+        classifier=saved.classifier,
+        card=saved.facts,
+    )
+    return Written(
         "import progeo\n"
         "from PIL import Image\n\n"
         f'encoder = progeo.load_encoder("{target.name}")  # or "hf-hub:OWNER/NAME", once it is published there\n'
@@ -92,21 +123,28 @@ def _write_weights(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
     )
 
 
-def _write_onnx(target: Path, saved: SavedEncoder, options: ExportOptions) -> str:
-    encoder = saved.encoder
-    difference = save_onnx(target / "model.onnx", encoder, input=options.input, fp16=options.fp16)
-    _report(encoder, difference, options)
-    return (
+def _write_onnx(target: Path, saved: SavedEncoder, options: ExportOptions) -> Written:
+    encoder, path, measured = saved.encoder, target / "model.onnx", {}
+    if options.int8 is None:
+        _report(encoder, save_onnx(path, encoder, input=options.input, fp16=options.fp16), options)
+    else:
+        assert options.calibration_folder is not None  # as the command checks
+        report = save_int8(path, encoder, options.calibration_folder, method=options.int8, input=options.input)
+        LOGGER.info("it takes %s", _images(encoder, options))
+        LOGGER.info("8-bit integers, %s", report)
+        measured = {"8-bit integers": str(report)}
+    return Written(
         "import onnxruntime\n\n"
         'session = onnxruntime.InferenceSession("model.onnx")\n'
-        f'(descriptors,) = session.run(None, {{"images": images}})  # {_images(encoder, options)}'
+        f'(descriptors,) = session.run(None, {{"images": images}})  # {_images(encoder, options)}',
+        measured,
     )
 
 
-def _write_program(target: Path, saved: SavedEncoder, options: ExportOptions) -> str:
+def _write_program(target: Path, saved: SavedEncoder, options: ExportOptions) -> Written:
     encoder = saved.encoder
     _report(encoder, save_program(target / "model.pt2", encoder, input=options.input), options)
-    return (
+    return Written(
         "import torch\n"
         "from torch.export.passes import move_to_device_pass\n\n"
         'program = torch.export.load("model.pt2")  # it unpickles: load only files of those whom you trust\n'
@@ -115,7 +153,7 @@ def _write_program(target: Path, saved: SavedEncoder, options: ExportOptions) ->
     )
 
 
-def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
+def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> Written:
     encoder = saved.encoder
     spec, family = encoder.spec, encoder.family
     weights = starting_weights(saved.metadata)
@@ -123,7 +161,7 @@ def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
     state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in sized_state(encoder).items()}
     with replacing(target / "backbone.safetensors") as temporary:
         save_file(state, temporary)
-    return usage
+    return Written(usage)
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(

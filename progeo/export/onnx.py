@@ -27,6 +27,7 @@ from progeo.models.encoder import Encoder, spec_to_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnxruntime import InferenceSession
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST_DIFFERENCE_OF_HALVES = 1e-2
@@ -48,31 +49,31 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
         ValueError: the difference is above 1e-4 (with fp16, 1e-2), the weights exceed one file (2 GiB), or a package of
             the extra `onnx` is missing; nothing is written. See also `build_program`.
     """
-    for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
-    model = _as_onnx(encoder, input)
+    model = build_onnx(encoder, input)
     if fp16:
         _store_halves(model)
-    if model.ByteSize() > _LARGEST_FILE_BYTES:
-        raise ValueError(
-            f"{path} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB. "
-            f"{'Use `format` torch.' if fp16 else 'Use `fp16` true or `format` torch.'}"
-        )
-    content = model.SerializeToString()
-    differences = list(_differences(content, encoder, input))
-    largest = check_difference(differences, _LARGEST_DIFFERENCE_OF_HALVES if fp16 else LARGEST_DIFFERENCE, path)
+    advice = "Use `format` torch." if fp16 else "Use `fp16` true or `format` torch."
+    content = content_of(model, path, advice=advice)
+    largest = check_onnx(content, encoder, input, _LARGEST_DIFFERENCE_OF_HALVES if fp16 else LARGEST_DIFFERENCE, path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return largest
 
 
-def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
+def build_onnx(encoder: Encoder, input: Input) -> "ModelProto":
+    """Build the ONNX model of an encoder, see `save_onnx`.
+
+    Raises:
+        ValueError: a package of the extra `onnx` is missing; see also `build_program`.
+    """
+    for name in _NEEDED:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
     height, width = (2, 3) if input == "normalized" else (1, 2)
     program = build_program(encoder, input)
-    hushed = _without_warnings("onnxscript", "torch.onnx", "onnx_ir")
+    hushed = without_warnings("onnxscript", "torch.onnx", "onnx_ir")
     with hushed, warnings.catch_warnings(), explaining_failure(encoder):
         warnings.simplefilter("ignore")
         # The dynamo exporter, not that of TorchScript, which PyTorch keeps for old programs only and which does not
@@ -116,17 +117,43 @@ def _store_halves(model: "ModelProto") -> None:
     model.graph.node.extend(nodes)
 
 
-def _differences(content: bytes, encoder: Encoder, input: Input) -> Iterator[float]:
+def content_of(model: "ModelProto", path: Path, *, advice: str) -> bytes:
+    """Return the content of the file of a model.
+
+    Raises:
+        ValueError: it is too large for one file; the message names the file, and ends with the advice.
+    """
+    if model.ByteSize() > _LARGEST_FILE_BYTES:
+        raise ValueError(f"{path} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB. {advice}")
+    return model.SerializeToString()
+
+
+def check_onnx(content: bytes, encoder: Encoder, input: Input, allowed: float, path: Path) -> float:
+    """Return the largest `relative_difference` between an ONNX file and its encoder, over images of several sizes.
+
+    Args:
+        allowed, path: see `check_difference`.
+
+    Raises:
+        ValueError: the difference is too large.
+    """
+    session = open_session(content)
+    differences = [
+        relative_difference(torch.from_numpy(session.run(["descriptors"], {"images": images.numpy()})[0]), expected)
+        for images, expected in compared_images(encoder, input)
+    ]
+    return check_difference(differences, allowed, path)
+
+
+def open_session(file: bytes | Path) -> "InferenceSession":
+    """Open an ONNX file, or its content, to run it on the CPU."""
     from onnxruntime import InferenceSession
 
-    session = InferenceSession(content, providers=["CPUExecutionProvider"])
-    for images, expected in compared_images(encoder, input):
-        (found,) = session.run(["descriptors"], {"images": images.numpy()})
-        yield relative_difference(torch.from_numpy(found), expected)
+    return InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 @contextmanager
-def _without_warnings(*names: str) -> Iterator[None]:
+def without_warnings(*names: str) -> Iterator[None]:
     """Silence warnings of these loggers and those below them."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     try:

@@ -60,6 +60,7 @@ class _Provenance(TypedDict, total=False):
     encoder: str
     settings: _Settings
     reduced: _Reduced
+    data_license: str
 
 
 class _Metadata(TypedDict):
@@ -77,6 +78,7 @@ def save_encoder(
     provenance: Mapping[str, Any],
     recalls: Mapping[str, float],
     classifier: "Classifier | None" = None,
+    card: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Save an encoder to `folder`, replacing any encoder there, with its CLIP file for text features, if any.
 
@@ -88,6 +90,7 @@ def save_encoder(
         recalls: validation results, such as {"val R@1": 91.3}.
         classifier: vectors of classes for descriptors of the encoder, saved beside it with the digest of its weights;
             None removes a classifier there, which is that of the replaced encoder.
+        card: further facts for whoever reads `model.json`, which this program does not read.
     """
     files: dict[str, Callable[[Path], object] | Path] = {}
     if classifier is not None:
@@ -110,6 +113,7 @@ def save_encoder(
         "encoder": spec_to_json(spec),
         "recalls": dict(recalls),
         "provenance": dict(provenance),
+        **({"card": dict(card)} if card else {}),
     }
     write_set(folder / METADATA, metadata, files, without=[CLASSIFIER])
     return folder
@@ -133,7 +137,7 @@ def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
             `timm:vit_small_patch14_dinov2:random`, is the token of a backbone, or the mean of its feature map if it has
             no token, with the pixel statistics of the weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
             comes without its CLIP file for text features. `hub:REPOSITORY:ENTRY` loads a network to evaluate it, see
-            `load_hub_encoder`; plugins add other names to `ENCODERS`.
+            `load_hub_encoder`, and `onnx:FILE` an exported file; plugins add other names to `ENCODERS`.
         trust: run the code of a `hub:` repository.
 
     Raises:

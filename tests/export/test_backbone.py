@@ -20,7 +20,7 @@ def loaded(encoder, folder, *, tag=None, file=None):
     if tag:  # as of an architecture that open_clip has a tag for
         named = "ViT-B-16" if spec.architecture == "tiny-vit" else "RN50"
         encoder.spec = dataclasses.replace(spec, architecture=named)
-    usage = FORMATS["backbone"].write(folder, SavedEncoder(metadata, encoder, None), ExportOptions())
+    usage = FORMATS["backbone"].write(folder, SavedEncoder(metadata, encoder, None), ExportOptions()).usage
     if tag:
         assert f'"{named}", "{tag}"' in usage
         usage = usage.replace(f'"{named}", "{tag}"', f'"{spec.architecture}", "{file}"')

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 from classifiers import classifier_of
+from torch import nn
 
-from progeo.export.card import license_of_weights, save_card, starting_weights
+from progeo.export.card import card_facts, license_of_weights, save_card, starting_weights
 from progeo.models.backbones import find_family
 from progeo.models.encoder import build_encoder, spec_to_json
+from progeo.models.wrapped_encoder import WrappedEncoder
 from progeo.places.geographic import Frame
 
 
@@ -48,11 +52,36 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     assert "/home" not in text  # a card is published
 
 
+def test_the_facts_count_parameters_and_operations_and_name_three_licenses(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder = WrappedEncoder("small", network, (500, 1000))
+    encoder.spec = replace(build_encoder("tiny-resnet", "random", 64).spec, architecture="RN50")
+    metadata = metadata_of({"model": {"weights": "openai"}})
+    metadata["provenance"]["data_license"] = "CC BY 4.0/ours"
+    facts = card_facts(metadata, encoder)
+    # 3 x 9 multiplications with an addition for each of 4 channels and 500 x 1000 pixels
+    assert facts["computation"].startswith("0.11 billion floating-point operations for an image of 500 x 1000")
+    assert facts["parameters"] == "0.0 million"
+    licenses = {name: fact for name, fact in facts.items() if name.startswith("license")}
+    assert list(licenses) == [
+        "license of the code",
+        "license of these starting weights",
+        "license of the training images",
+    ]
+    assert [text.partition(",")[0] for text in licenses.values()] == ["MIT", "MIT", "CC BY 4.0/ours"]
+    save_card(tmp_path / "README.md", metadata, "import progeo", facts={**facts, "8-bit integers": "static"})
+    text = (tmp_path / "README.md").read_text()
+    for row in ("| license of the training images | CC BY 4.0/ours |", "| 8-bit integers | static |"):
+        assert text.count(row) == 1
+    assert "| intended use |" not in text
+
+
 def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):
     metadata = metadata_of({})
     metadata["provenance"] = {}
     save_card(tmp_path / "README.md", metadata, "import progeo")
     assert "| started from | unknown |" in (tmp_path / "README.md").read_text()
+    assert "| license of the training images | unknown |" in (tmp_path / "README.md").read_text()
     assert starting_weights(metadata) is None
 
 

@@ -104,6 +104,18 @@ def test_what_leaves_names_no_folder_of_this_machine(run, tmp_path):
     assert provenance["settings"] == {"run": "run", "data": {"train_folder": "images"}}
 
 
+def test_the_license_of_the_images_is_told_once_and_stays(run, tmp_path):
+    main(["export", str(run[0]), "--data_license", "CC BY-SA 4.0 / ours", "--out", str(tmp_path / "first")])
+    main(["export", str(tmp_path / "first"), "--out", str(tmp_path / "second")])
+    metadata = json.loads((tmp_path / "second/model.json").read_text())
+    assert metadata["card"]["license of the training images"] == "CC BY-SA 4.0 / ours"
+    assert {"license of the code", "parameters", "computation", "intended use"} <= set(metadata["card"])
+    card = (tmp_path / "second/README.md").read_text()
+    assert "| license of the training images | CC BY-SA 4.0 / ours |" in card
+    size = (tmp_path / "second/model.safetensors").stat().st_size + (tmp_path / "second/model.json").stat().st_size
+    assert f"| size of the files | {size / 1e6:.1f} MB |" in card
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -16,6 +16,7 @@ from fuzz.damaged import Reader, failures
 from fuzz.mutations import mutations
 from running import build_catalogue
 from safetensors.torch import save_file
+from small_onnx import colors
 from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
@@ -96,6 +97,11 @@ def encoder_folder(folder):
 def read_encoder(path):
     load_encoder(path.parent)
     assert isinstance(starting_weights(read_encoder_metadata(path.parent)), str | None)
+
+
+def onnx_file(folder):
+    (folder / "model.onnx").write_bytes(colors("pixels").SerializeToString())
+    return folder / "model.onnx"
 
 
 def classifier(folder):
@@ -358,6 +364,7 @@ READERS = {
     "model.safetensors, no digest": Reader(
         partial(file_of, encoder_folder, "model.safetensors", digests="files"), read_encoder
     ),
+    "model.onnx": Reader(onnx_file, lambda path: load_encoder(f"onnx:{path}")),
     "classifier.safetensors": Reader(classifier, lambda path: load_classifier(path.parent)),
     "batch_norm.safetensors": Reader(batch_norm, read_batch_norm),
     "prompts.json": Reader(prompts, read_prompts, lambda path: "/prompts."),

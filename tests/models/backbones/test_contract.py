@@ -120,7 +120,7 @@ def test_the_library_loads_the_backbone_alone_or_it_is_refused(architecture, par
         with pytest.raises(ValueError, match=r"not for .*: its family names no way to load one"):
             write(saved, ExportOptions())
         return
-    usage = write(saved, ExportOptions())
+    usage = write(saved, ExportOptions()).usage
     monkeypatch.chdir(tmp_path)
     exec(usage, used := {})
     module = module_with(used, load_file("backbone.safetensors"))
