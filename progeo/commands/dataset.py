@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progeo.config.datasets import PlanSettings
+from progeo.terminal import rich_table
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from progeo.remote_files import RemotePath
 
 
@@ -85,18 +88,28 @@ class Plan:
     min_images_per_class: int
 
     def __str__(self) -> str:
-        head = ("group", "classes", "images", "images of a class: min", "median", "max")
-        table = [head, *(tuple(f"{value:,.15g}" for value in row.values()) for row in self.rows)]
-        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+        table = self._table
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
+        return "\n".join([*lines, self._totals])
+
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+
+        return Group(rich_table(self._table, num_texts=0), self._totals)
+
+    @property
+    def _table(self) -> list[tuple[str, ...]]:
+        head = ("group", "classes", "images", "images of a class: min", "median", "max")
+        return [head, *(tuple(f"{value:,.15g}" for value in row.values()) for row in self.rows)]
+
+    @property
+    def _totals(self) -> str:
         counts = [int(row["images"]) for row in self.rows]
-        return "\n".join(
-            [
-                *lines,
-                f"{self.images:,} images; {sum(counts):,} of them in the {len(counts)} groups of classes with at least "
-                f"{self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
-                f"{min(self.num_groups, len(counts))}",
-            ]
+        return (
+            f"{self.images:,} images; {sum(counts):,} of them in the {len(counts)} groups of classes with at least "
+            f"{self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
+            f"{min(self.num_groups, len(counts))}"
         )
 
 

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.comparison import LEVEL, Compared, best_recalls, meaning_of_marks
 from progeo.files import write_csv, write_json, write_text
 from progeo.printable import markdown_table
+from progeo.terminal import rich_markdown
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.text.rstrip("\n")
+
+    def __rich__(self) -> "Group":
+        return rich_markdown(str(self))
 
 
 def write_comparison(out: Path, table: Sequence[Compared], *, spreadsheet_safe: bool = False) -> Comparison:

@@ -4,9 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progeo.runs.reading import MEMORY, Stage, final_of_groups, number
+from progeo.terminal import rich_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HEADER = ("run", "stage", "epochs", "best", "loss", "images/s", "memory")
 
@@ -67,11 +71,18 @@ class Summaries:
 
     stages: Sequence[Summary]
 
+    @property
+    def rows(self) -> list[list[str]]:
+        """Texts of all rows, the column names first."""
+        return [list(HEADER), *(each.cells for each in self.stages)]
+
     def __str__(self) -> str:
-        rows = [list(HEADER), *(each.cells for each in self.stages)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        aligned = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows)
         return "\n".join(line.rstrip() for line in aligned)
+
+    def __rich__(self) -> "Table":
+        return rich_table(self.rows, num_texts=len(HEADER))
 
 
 def summarize(stage: Stage) -> Summary:
