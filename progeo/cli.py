@@ -12,19 +12,21 @@ from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from progeo import __version__
 from progeo.config.help import help_page
 from progeo.config.parsing import UsageError, parse_arguments, take_option, with_home
 from progeo.config.settings import settings_of
 from progeo.engine.environment import giving
-from progeo.engine.log import LOGGER, start_log, stop_log_file
+from progeo.engine.log import LOGGER, start_log, stop_log
 from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.engine.stopping import Terminated, raising_terminated
 from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
+from progeo.log_format import VARIABLE, check_log_format, json_line, logs_json
 from progeo.plugins import import_installed_plugins, import_plugin
 from progeo.printable import escaped
+from progeo.terminal import has_colors
 from progeo.unwritten import ErrorWithResult
 
 
@@ -231,7 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     An error that a user can cause ends with one sentence, without a traceback: status 2 if the command line is wrong,
     otherwise 1. Ctrl-C ends with 130 and SIGTERM with 143, and nothing half written is left. `--verbose`, or
-    PROGEO_DEBUG=1 in the environment, shows the traceback.
+    PROGEO_DEBUG=1 in the environment, shows the traceback. With `--log_format json`, or PROGEO_LOG_FORMAT=json, stderr
+    gets one JSON object a line.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     starts = [" ".join(words[:count]) for count in (2, 1)]
@@ -239,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     program = f"progeo {name}".strip()
     groups = {each.partition(" ")[0] for each in COMMANDS if " " in each}
     try:
+        words = _with_log_format(words)
         for word in words:
             word.encode()  # a path that is not UTF-8 cannot be written to text files and pages
         if name in groups and words[1:] and not words[1].startswith("-"):
@@ -251,23 +255,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(end="", flush=True)
     except BrokenPipeError as error:
         if _flush_stdout("\n"):  # stdout still works, so another pipe is broken
-            sys.exit(f"{program}: error: {error}")
+            _end(1, f"{program}: error: {error}")
     except UsageError as error:
-        print(f"{program}: error: {_displayable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"{program}: error: {_displayable(str(error))}")
     except (ValueError, OSError, MemoryError) as error:
-        if os.environ.get("PROGEO_DEBUG") == "1" or "--verbose" in words:
-            traceback.print_exc()
-        sys.exit(f"{program}: error: {_with_flags(_sentence(error), name)}")
+        details = traceback.format_exc() if os.environ.get("PROGEO_DEBUG") == "1" or "--verbose" in words else ""
+        _end(1, f"{program}: error: {_with_flags(_sentence(error), name)}", details=details)
     except KeyboardInterrupt as interrupt:
         again = "the same command with --resume" if name.startswith("train") else "the same command"
         advice = f"interrupted: {again} continues with what is done."
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one says it
-            print(f"{program}: {_with_flags(str(interrupt), name) or advice}", file=sys.stderr)
-        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
+        status = 143 if isinstance(interrupt, Terminated) else 130
+        if os.environ.get("RANK", "0") != "0":  # of several processes, one says it
+            sys.exit(status)
+        _end(status, f"{program}: {_with_flags(str(interrupt), name) or advice}", level="warning")
+    except Exception as error:
+        if not logs_json():
+            raise
+        _end(1, f"{program}: {type(error).__name__}: {error}", details=traceback.format_exc())
     finally:
-        stop_log_file()
+        stop_log()
         _flush_stdout()
+
+
+def _with_log_format(words: Sequence[str]) -> list[str]:
+    """Set the format of the log, and return the other words."""
+    rest, formats = take_option(words, "--log_format", "text or json")
+    if formats:
+        os.environ[VARIABLE] = formats[-1]
+    check_log_format()
+    return rest
+
+
+def _end(status: int, sentence: str, *, level: str = "error", details: str = "") -> NoReturn:
+    """Exit with a last sentence on stderr, after its details, in the format of the log."""
+    if logs_json():
+        print(json_line(level, f"{details}{sentence}"), file=sys.stderr)
+        sys.exit(status)
+    print(end=details, file=sys.stderr)
+    if status == 1:
+        sys.exit(sentence)  # which Python prints
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
 
 
 def _run(name: str, words: Sequence[str]) -> None:
@@ -298,9 +326,13 @@ def _run(name: str, words: Sequence[str]) -> None:
 
 
 def _print_result(result: Any, words: Sequence[str]) -> None:
-    if result is not None and os.environ.get("RANK", "0") == "0":
-        text = _as_json(result) if "--json" in words else _shown(result)
-        print(escaped(text) if sys.stdout.isatty() else text)
+    if result is None or os.environ.get("RANK", "0") != "0":
+        return
+    if "--json" not in words and hasattr(result, "__rich__") and has_colors(sys.stdout):
+        import_module("rich.console").Console(highlight=False).print(result, soft_wrap=True)
+        return
+    text = _as_json(result) if "--json" in words else _shown(result)
+    print(escaped(text) if sys.stdout.isatty() else text)
 
 
 def _less_memory(function: Callable[..., Any]) -> str:

@@ -52,7 +52,7 @@ def each_file(
 
     Threads pay off because on a network disk most of the time is spent waiting. A `description` shows the progress.
     """
-    names, bar = iter(names), Progress(description or "", total=total, leave=True, hidden=description is None)
+    names, bar = iter(names), Progress(description or "", total=total, hidden=description is None)
     with ThreadPoolExecutor(_THREADS) as pool, bar:
         while some := list(islice(names, _AT_ONCE)):
             for found in pool.map(look, some):

@@ -19,6 +19,7 @@ from progeo.cli import COMMANDS, main
 from progeo.config.settings import settings_of
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
+from progeo.log_format import VARIABLE
 
 PROMPTS = ["train", "prompts", "--out", "r", "--data.train_folder", "t"]
 ENCODER = ["train", "encoder", "--out", "r", "--data.train_folder", "t", "--validation.folder", "v"]
@@ -237,6 +238,87 @@ def test_the_traceback_of_an_error_is_shown_when_asked_for(capsys):
     assert "Traceback" not in capsys.readouterr().err
     failure("export", "nowhere", "--verbose")
     assert "Traceback" in capsys.readouterr().err
+
+
+PLAN = """group  classes  images  images of a class: min  median  max
+    1        2      12                       6       6    6
+12 images; 12 of them in the 1 groups of classes with at least 2, 12 in the first 1
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "NO_COLOR"])
+def test_a_table_has_colors_on_a_terminal_and_is_plain_elsewhere(kind, images, monkeypatch, capsys):
+    words = ["dataset", "groups", str(images / "train"), "--cells.min_images_per_class", "2", "--quiet"]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if kind == "pipe":
+        main(words)
+        assert capsys.readouterr().out == PLAN
+        return
+    if kind == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    reader, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        main(words)
+        monkeypatch.undo()
+        shown = os.read(reader, 10_000).decode().replace("\r", "")
+    os.close(reader)
+    if kind == "NO_COLOR":
+        assert shown == PLAN
+    else:
+        assert "\x1b[1mclasses\x1b[0m" in shown and shown.endswith(PLAN.splitlines()[-1] + "\n")
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_log_in_json_is_one_object_a_line(given, images, capsys, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "json" if given == "environment" else "")  # restored at the end
+    option = ["--log_format", "json"] if given == "option" else []
+    main(["dataset", "scan", str(images / "train"), *option])
+    shown = capsys.readouterr()
+    assert shown.out == f"{images / 'train.arrow'}\n"
+    entries = [json.loads(line) for line in shown.err.splitlines()]
+    assert any("12 images of" in entry["event"] for entry in entries)
+    assert {entry["level"] for entry in entries} == {"info"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "event"),
+    [
+        (["evalute"], 2, "progeo: error: there is no command 'evalute'. Did you mean 'evaluate'?"),
+        (["demo", "--seed", "-1"], 2, "progeo demo: error: --seed must be a whole number ≥0, got -1."),
+        (["dataset", "groups", "nowhere"], 1, "progeo dataset groups: error: There is no folder nowhere."),
+    ],
+)
+def test_an_error_is_the_last_object_of_a_log_in_json(words, status, event, capsys, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--log_format=json"])
+    assert stop.value.code == status
+    (entry,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (entry["level"], entry["event"]) == ("error", event)
+
+
+def test_a_fault_is_an_object_with_its_traceback_in_json_and_raised_in_text(capsys, monkeypatch):
+    def fail() -> None:
+        """Fail as a command with a fault does."""
+        raise RuntimeError("a fault")
+
+    monkeypatch.setenv(VARIABLE, "json")
+    monkeypatch.setattr("progeo.commands.demo.demo", fail)
+    with pytest.raises(SystemExit):
+        main(["demo"])
+    entry = json.loads(capsys.readouterr().err)
+    assert entry["event"].startswith("Traceback") and entry["event"].endswith("progeo demo: RuntimeError: a fault")
+    with pytest.raises(RuntimeError, match="a fault"):
+        main(["demo", "--log_format", "text"])
+
+
+def test_another_format_of_the_log_is_refused(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    assert failure("demo", "--log_format", "xml") == (
+        "progeo demo: error: PROGEO_LOG_FORMAT (or --log_format) is text or json, got 'xml'."
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -2,24 +2,52 @@ import logging
 import os
 import sys
 import termios
+import time
+from contextlib import contextmanager
 
 import pytest
 
-from progeo.progress import Progress, duration
+from progeo.log_format import VARIABLE
+from progeo.progress import Progress, duration, followed, phase
 
 
 @pytest.fixture
 def lines():
     """What is logged during the test."""
+    with listening(logging.LogRecord.getMessage) as found:
+        yield found
+
+
+@pytest.fixture
+def fields(monkeypatch):
+    """What entries of JSON have besides their text."""
+    monkeypatch.setenv(VARIABLE, "json")
+    with listening(lambda record: record.progress) as found:
+        yield found
+
+
+@contextmanager
+def listening(of_record):
     logger, found = logging.getLogger("progeo"), []
     handler = logging.Handler()
-    handler.emit = lambda record: found.append(record.getMessage())
+    handler.emit = lambda record: found.append(of_record(record))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     yield found
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@contextmanager
+def terminal(monkeypatch):
+    """A terminal as stderr; yields a function that reads what it got."""
+    main, other = os.openpty()
+    termios.tcsetwinsize(other, (24, 120))
+    with os.fdopen(other, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        yield lambda: os.read(main, 10_000).decode()
+    os.close(main)
 
 
 class Clock:
@@ -79,20 +107,73 @@ def test_what_is_short_or_hidden_logs_nothing(lines):
 
 
 def test_a_terminal_shows_a_bar_and_no_lines(lines, monkeypatch):
-    main, terminal = os.openpty()
-    termios.tcsetwinsize(terminal, (24, 120))
     clock = Clock()
-    with os.fdopen(terminal, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        with Progress("toy city", total=4, clock=clock) as progress:
-            clock.now_s += 60
-            progress.show({"loss": 0.25})
-            progress.update(4)
-            progress.bar.refresh()
-        shown = os.read(main, 10_000).decode()
-    os.close(main)
-    assert "toy city: 100%" in shown and "4/4" in shown and "loss=0.250" in shown
+    with terminal(monkeypatch) as shown, Progress("toy city", total=4, clock=clock) as progress:
+        clock.now_s += 60
+        progress.show({"loss": 0.25})
+        progress.update(4)
+        progress.bar.refresh()
+        text = shown()
+    assert "toy city: 100%" in text and "4/4" in text and "loss=0.250" in text
     assert lines == []
+
+
+@pytest.mark.parametrize("hidden_by", ["json", "quiet"])
+def test_neither_json_nor_a_quiet_log_has_a_bar_on_a_terminal(hidden_by, lines, monkeypatch):
+    if hidden_by == "json":
+        monkeypatch.setenv(VARIABLE, "json")
+    else:
+        logging.getLogger("progeo").setLevel(logging.WARNING)
+    with terminal(monkeypatch) as shown:
+        with Progress("toy city", total=4, leave=True) as progress:
+            progress.update(4)
+        print("the end", file=sys.stderr, flush=True)
+        assert shown() == "the end\r\n"
+
+
+def test_entries_of_json_are_numbers_and_the_last_one_is_of_all(fields):
+    clock = Clock()
+    with Progress("stage 2", total=10, later=20, images_per_step=32, clock=clock) as progress:
+        for seconds in (1, 1, 2):
+            clock.now_s += seconds
+            progress.show({"loss": float("nan"), "skipped": 1})
+            progress.update(3)
+    common = {"doing": "stage 2", "total": 10, "unit": "steps", "numbers": {"loss": None, "skipped": 1}}
+    assert fields == [
+        {**common, "done": 6, "rate": 3.0, "left_s": 1.3, "left_with_later_s": 8.0},
+        {**common, "done": 9, "rate": 1.5, "left_s": 0.7, "left_with_later_s": 14.0},
+        {**common, "done": 9, "rate": 2.25, "left_s": 0.4, "left_with_later_s": 9.3},
+    ]
+
+
+def test_a_short_job_or_one_that_fails_has_no_last_entry(fields):
+    clock = Clock()
+    with Progress("short", total=1, clock=clock) as progress:
+        clock.now_s += 1.9
+        progress.update()
+    with pytest.raises(KeyError), Progress("failing", unit="rows", clock=clock) as progress:
+        clock.now_s += 2
+        progress.update(8)
+        raise KeyError
+    assert fields == [{"doing": "failing", "done": 8, "total": None, "unit": "rows", "rate": 4.0, "left_s": None}]
+
+
+def test_items_are_followed_by_their_sizes(lines, monkeypatch):
+    monkeypatch.setattr("progeo.progress.INTERVAL_S", 1e-9)
+    assert list(followed(["ab", "cde"], "adding", total=5, size=len, unit="rows")) == ["ab", "cde"]
+    assert [line.partition(" rows,")[0] for line in lines] == ["adding: 2/5", "adding: 5/5"]
+
+
+def test_a_phase_shows_that_time_passes(lines, monkeypatch):
+    monkeypatch.setattr("progeo.progress._TICK_S", 0.01)
+    with terminal(monkeypatch) as shown, phase("training the index"):
+        time.sleep(0.05)
+        text = shown()
+    assert "training the index [00:00]" in text and lines == []
+    monkeypatch.setattr("progeo.progress.INTERVAL_S", 0.02)
+    with phase("training the index"):
+        time.sleep(0.1)
+    assert lines[0] == "training the index: 0 s so far"
 
 
 @pytest.mark.parametrize(

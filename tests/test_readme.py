@@ -35,7 +35,8 @@ LINE = re.compile(
 )
 """A command line in a code block, or indented in a comment; the group is what follows `progeo` or `python`."""
 COMMON = {"--json", "--quiet", "--verbose"}
-OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "max_pixels", "json", "quiet", "verbose"}
+OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "max_pixels", "log_format"}
+OTHER_FLAGS |= {name.removeprefix("--") for name in COMMON}
 OTHER_FLAGS |= {
     "num_processes",
     "file_side",
@@ -70,6 +71,7 @@ def parsed(line):
     words, plugins = take_option(words[len(name.split()) :], "--plugin", "")
     for plugin in filter(Path.is_file, map(Path, plugins)):  # not those that a reader is to write
         import_plugin(plugin)
+    words, _ = take_option(words, "--log_format", "")
     rest = [word for word in words if word not in COMMON]
     command = COMMANDS[name]
     return parse_arguments(command.load(), rest, words=command.words, others=lambda: set(TRAINING))

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from progeo.config.datasets import PlanSettings
 from progeo.printable import plain_table
+from progeo.terminal import rich_table
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from progeo.remote_files import RemotePath
 
 
@@ -86,16 +89,25 @@ class Plan:
     min_images_per_class: int
 
     def __str__(self) -> str:
+        return "\n".join([*plain_table(self._table, num_texts=0), self._totals])
+
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+
+        return Group(rich_table(self._table, num_texts=0), self._totals)
+
+    @property
+    def _table(self) -> list[tuple[str, ...]]:
         head = ("group", "classes", "images", "images of a class: min", "median", "max")
-        table = [head, *(tuple(f"{value:,.15g}" for value in row.values()) for row in self.rows)]
+        return [head, *(tuple(f"{value:,.15g}" for value in row.values()) for row in self.rows)]
+
+    @property
+    def _totals(self) -> str:
         counts = [int(row["images"]) for row in self.rows]
-        return "\n".join(
-            [
-                *plain_table(table, num_texts=0),
-                f"{self.images:,} images; {sum(counts):,} of them in the {len(counts)} groups of classes with at least "
-                f"{self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
-                f"{min(self.num_groups, len(counts))}",
-            ]
+        return (
+            f"{self.images:,} images; {sum(counts):,} of them in the {len(counts)} groups of classes with at least "
+            f"{self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
+            f"{min(self.num_groups, len(counts))}"
         )
 
 

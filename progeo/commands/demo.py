@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from progeo.terminal import rich_table, rich_text
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 Recalls = dict[str, dict[str, float]]
 """Recall in percent by name of the method and of the measure."""
@@ -21,13 +26,29 @@ class Demo:
     """A photo, and where it was found to be taken."""
 
     def __str__(self) -> str:
-        lines = []
-        for photos, table in self.recalls.items():
-            lines.append(f"{photos:26}{''.join(f'{name:>8}' for name in next(iter(table.values())))}")
-            for name, recalls in table.items():
-                lines.append(f"{name:26}{''.join(f'{recall:8.1f}' for recall in recalls.values())}")
-        lines += [self.photo] if self.photo else []
-        return "\n".join([*lines, *(f"{name:8} {path}" for name, path in self.files.items())])
+        rows = [row for table in self._tables for row in table]
+        lines = [f"{name:26}{''.join(f'{cell:>8}' for cell in cells)}" for name, *cells in rows]
+        return "\n".join([*lines, *self._lines])
+
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+
+        return Group(*(rich_table(table, num_texts=1) for table in self._tables), *map(rich_text, self._lines))
+
+    @property
+    def _tables(self) -> list[list[list[str]]]:
+        """For each kind of photos, the rows of their table, the column names first."""
+        return [
+            [
+                [photos, *next(iter(table.values()))],
+                *([name, *(f"{recall:.1f}" for recall in recalls.values())] for name, recalls in table.items()),
+            ]
+            for photos, table in self.recalls.items()
+        ]
+
+    @property
+    def _lines(self) -> list[str]:
+        return [*filter(None, [self.photo]), *(f"{name:8} {path}" for name, path in self.files.items())]
 
 
 def demo(

@@ -63,6 +63,7 @@ def import_weights(
     from progeo.convert.recognition import open_source, read_encoder
     from progeo.export.classifier import check_fits_encoder
     from progeo.export.encoder_folders import holds_encoder
+    from progeo.progress import phase
     from progeo.training.published_prompts import write_published_prompts
 
     target = out or file.parent / f"{file.stem}_encoder"
@@ -71,7 +72,8 @@ def import_weights(
     if holds_encoder(file):
         raise ValueError(f"{file} holds an encoder of progeo, which needs no import: use it as it is.")
     choices = Choices(image_size, normalized, quickgelu, weights_in, mean, std, resize)
-    source = open_source(file, choices)
+    with phase(f"reading {file.name}"):
+        source = open_source(file, choices)
     if not file.is_dir() and holds_prompt_learners(source.content):
         if choices != Choices() or head is not None:
             raise ValueError(
@@ -85,7 +87,8 @@ def import_weights(
         return target
     if clip is not None:
         raise ValueError(f"{file} holds an encoder; `clip` is for prompts: omit it.")
-    converted = read_encoder(source, choices)
+    with phase("converting the weights"):
+        converted = read_encoder(source, choices)
     if class_order is None:
         if head is not None:
             raise ValueError("`head` is for the classifiers of a checkpoint: name their classes with `class_order`.")

@@ -14,8 +14,10 @@ COMMON = {
     "--max_pixels NUMBER": "Maximum pixels of an image file; images with more count as unreadable. The environment "
     "variable PROGEO_MAX_PIXELS sets it, too (default: 178956970, the limit of Pillow).",
     "--json": "Print the result as JSON; of several results, each on its own line.",
-    "--quiet": "Log only warnings.",
+    "--quiet": "Log only warnings, and show no bars.",
     "--verbose": "Log the traceback of an error too.",
+    "--log_format {text,json}": "Format of the log on stderr: text, with bars on a terminal, or one JSON object a "
+    "line, also for progress. The environment variable PROGEO_LOG_FORMAT sets it, too (default: text).",
 }
 """Options of every command, with their texts."""
 _INDENT, _MAX_WIDTH = 6, 120

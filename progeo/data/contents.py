@@ -108,7 +108,8 @@ def _sizes_and_times(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
             return -1, -1
         return status.st_size, status.st_mtime_ns
 
-    return np.array(_of_each(look, rows), np.int64).reshape(-1, 2).T
+    found = _of_each(look, rows, f"looking at {catalogue.folder}")
+    return np.array(found, np.int64).reshape(-1, 2).T
 
 
 def _digests(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
@@ -118,8 +119,8 @@ def _digests(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
         except OSError:
             return b""
 
-    return np.array(_of_each(look, rows), "S16")
+    return np.array(_of_each(look, rows, f"fingerprint of {catalogue.folder}"), "S16")
 
 
-def _of_each(look: Callable[[int], _Found], rows: np.ndarray) -> list[_Found]:
-    return list(each_file(look, rows.tolist(), total=len(rows)))
+def _of_each(look: Callable[[int], _Found], rows: np.ndarray, doing: str) -> list[_Found]:
+    return list(each_file(look, rows.tolist(), total=len(rows), description=doing))

@@ -1,4 +1,4 @@
-"""Logging of a run: to stderr, compatible with progress bars, and to a file."""
+"""Logging of a run: to stderr, as text that goes with progress bars or as JSON, and to a file."""
 
 import logging
 import os
@@ -9,21 +9,29 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from progeo.log_format import json_line, logs_json
+from progeo.terminal import has_colors
+
 LOGGER = logging.getLogger("progeo")
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
-class _BarHandler(logging.StreamHandler):
-    """Log handler that prints above an active progress bar."""
+class _StderrHandler(logging.StreamHandler):
+    """Log handler that prints text above an active progress bar, or lines of JSON."""
 
     def __init__(self, translated: Callable[[str], str]) -> None:
         super().__init__()
         self.translated = translated
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = self.translated(self.format(record))
         with suppress(BrokenPipeError):  # the reader is gone, as with `2>&1 | head`: keep working
-            text = self.translated(self.format(record))
-            if record.levelno >= logging.WARNING and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+            if logs_json():
+                fields = getattr(record, "progress", {})
+                line = json_line(record.levelname.lower(), text, at_s=record.created, **fields)
+                print(line, file=sys.stderr, flush=True)
+                return
+            if record.levelno >= logging.WARNING and has_colors(sys.stderr):
                 text = f"{_YELLOW}{text}{_PLAIN}"
             tqdm.write(text, file=sys.stderr)
 
@@ -35,7 +43,8 @@ def start_log(*, quiet: bool = False, translated: Callable[[str], str] = str) ->
         quiet: log only warnings.
         translated: rewrites each line, such as names of arguments.
     """
-    _set_handlers([_BarHandler(translated)])
+    _set_handlers([handler := _StderrHandler(translated)])
+    _log_of_libraries([handler] if logs_json() else [])
     is_main = os.environ.get("RANK", "0") == "0"
     LOGGER.setLevel(logging.ERROR if not is_main else logging.WARNING if quiet else logging.INFO)
 
@@ -51,6 +60,19 @@ def log_to_file(path: Path) -> None:
 def stop_log_file() -> None:
     """Stop logging to a file."""
     _set_handlers([handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)])
+
+
+def stop_log() -> None:
+    """Stop logging to a file, and what libraries warn of."""
+    stop_log_file()
+    _log_of_libraries([])
+
+
+def _log_of_libraries(handlers: list[logging.Handler]) -> None:
+    """Log what Python and libraries warn of with these handlers; without any, it is printed as text."""
+    logging.captureWarnings(bool(handlers))
+    others = [handler for handler in logging.getLogger().handlers if not isinstance(handler, _StderrHandler)]
+    logging.getLogger().handlers[:] = [*others, *handlers]
 
 
 def _set_handlers(handlers: list[logging.Handler]) -> None:

@@ -16,6 +16,7 @@ from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import class_ids
 from progeo.places.geographic import positions_m
+from progeo.progress import followed
 
 _TURN = 1e-3
 """Radius of the circle of headings in cell sides: headings decide between classes only where positions do not."""
@@ -113,7 +114,7 @@ def build_cell_index(
 ) -> faiss.IndexIVFFlat:
     """Build an index of all images, whose list c holds the images of class c; arguments as of `empty_cell_index`."""
     index, start = empty_cell_index(descriptors, labels, vectors, num_classes=num_classes), 0
-    for part in descriptors.parts():
+    for part in followed(descriptors.parts(), "adding to the index", total=len(descriptors), size=len, unit="rows"):
         add_to_cells(index, np.ascontiguousarray(part, np.float32), labels[start : start + len(part)])
         start += len(part)
     return index

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from progeo.evaluation.exact_search import multiply
+from progeo.progress import Progress
 
 _ITERATIONS = 10
 _PRODUCTS_AT_ONCE = 2**20
@@ -16,18 +17,19 @@ def cluster(rows: np.ndarray, count: int) -> np.ndarray:
     """
     random = np.random.default_rng(0)
     centers = rows[random.choice(len(rows), count, replace=False)]
-    for _ in range(_ITERATIONS):
-        labels = nearest_centers(rows, centers)
-        sizes = np.bincount(labels, minlength=count)
-        sums = torch.zeros(centers.shape).index_add_(0, torch.from_numpy(labels), torch.from_numpy(rows)).numpy()
-        centers = sums / np.maximum(sizes, 1)[:, None].astype(np.float32)
-        empty = np.flatnonzero(sizes == 0)
-        centers[empty] = rows[random.choice(len(rows), len(empty))]
+    with Progress(f"clustering {count:,} lists", total=_ITERATIONS * len(rows), unit="rows") as bar:
+        for _ in range(_ITERATIONS):
+            labels = nearest_centers(rows, centers, bar)
+            sizes = np.bincount(labels, minlength=count)
+            sums = torch.zeros(centers.shape).index_add_(0, torch.from_numpy(labels), torch.from_numpy(rows)).numpy()
+            centers = sums / np.maximum(sizes, 1)[:, None].astype(np.float32)
+            empty = np.flatnonzero(sizes == 0)
+            centers[empty] = rows[random.choice(len(rows), len(empty))]
     return centers
 
 
-def nearest_centers(rows: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """Find the nearest of centers (C, D) for each of rows (n, D), all float32: int64 (n,)."""
+def nearest_centers(rows: np.ndarray, centers: np.ndarray, bar: Progress | None = None) -> np.ndarray:
+    """Find the nearest of centers (C, D) for each of rows (n, D), all float32: int64 (n,); `bar` counts the rows."""
     labels = np.empty(len(rows), np.int64)
     halves = np.einsum("cd,cd->c", centers, centers) / 2
     step = max(1, _PRODUCTS_AT_ONCE // len(centers))
@@ -38,4 +40,6 @@ def nearest_centers(rows: np.ndarray, centers: np.ndarray) -> np.ndarray:
         multiply(rows[here], centers, block)
         block -= halves
         labels[here] = block.argmax(axis=1)
+        if bar is not None:
+            bar.update(len(block))
     return labels

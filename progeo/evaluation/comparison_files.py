@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.comparison import LEVEL, Compared, ComparedPair, best_recalls, meaning_of_marks
 from progeo.evaluation.significance import PairedTest
 from progeo.files import write_csv, write_json, write_text
 from progeo.printable import markdown_table
+from progeo.terminal import rich_markdown
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 _TESTED = ("difference", "difference low", "difference high", "p", "p adjusted")
 """Columns of a paired test."""
@@ -25,6 +29,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.text.rstrip("\n")
+
+    def __rich__(self) -> "Group":
+        return rich_markdown(str(self))
 
 
 def write_comparison(

@@ -21,7 +21,11 @@ def find_copies(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.
     """
     found = ([database.path(row) for row in some if row >= 0] for some in rows.tolist())
     pairs = zip(map(photos.path, range(len(rows))), found, strict=True)
-    is_copy = each_file(lambda pair: any(_is_same(pair[0], image) for image in pair[1]), pairs, total=len(rows))
+
+    def is_copied(pair: tuple[Path | RemotePath, list[Path | RemotePath]]) -> bool:
+        return any(_is_same(pair[0], image) for image in pair[1])
+
+    is_copy = each_file(is_copied, pairs, total=len(rows), description="comparing files with those found")
     return np.fromiter(is_copy, bool, len(rows))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from progeo.evaluation.clustering import cluster, nearest_centers
 from progeo.features.store import Rows
+from progeo.progress import phase
 
 _MAX_EXACT = 200_000
 """Number of rows from which an index is compressed by default."""
@@ -206,14 +207,16 @@ def _train(index: Any, rows: np.ndarray) -> None:
     if isinstance(index, faiss.IndexPreTransform):
         for transform in transforms(index):
             if not transform.is_trained:
-                transform.train(_some(rows))
+                with phase(f"training {type(transform).__name__}"):
+                    transform.train(_some(rows))
             rows = transform.apply(rows)
         _train(faiss.downcast_index(index.index), rows)
         index.is_trained = True
         return
     if isinstance(index, faiss.IndexIVF) and _has_plain_lists(index) and index.nlist <= len(rows):
         index.quantizer.add(cluster(rows, index.nlist))
-    index.train(_some(rows))
+    with phase(f"training {type(index).__name__}"):
+        index.train(_some(rows))
 
 
 def _some(rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from progeo.evaluation.classification import ClassScores, class_costs, class_pro
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import distances_of, squared_distances
 from progeo.features.store import ShardedRows
+from progeo.progress import followed
 
 Costs = Callable[[], Iterable[np.ndarray]]
 """Yields costs (M, n) of M queries for consecutive blocks of candidates, such as squared distances, on every call the
@@ -144,7 +145,7 @@ def image_costs(database: ShardedRows, queries: np.ndarray) -> Costs:
     crops = np.ascontiguousarray(queries.reshape(num_queries * num_crops, database.width), np.float32)
 
     def costs() -> Iterator[np.ndarray]:
-        for part in database.parts():
+        for part in followed(database.parts(), "ranking correct images", total=len(database), size=len):
             for start in range(0, len(part), _IMAGES_AT_ONCE):
                 images = np.ascontiguousarray(part[start : start + _IMAGES_AT_ONCE], np.float32)
                 squared = squared_distances(crops, images)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
+from progeo.progress import followed, phase
+
 _MIN_STD = 1e-4
 """Minimum std of a dimension that can be whitened, relative to the largest."""
 _ROUNDING = 1e-6
@@ -48,7 +50,8 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     for _, block in _centered(sample, mean, by_column=is_wide):
         products += block @ block.T if is_wide else block.T @ block
     products /= max(1, num - 1)
-    variances, vectors = eigh(products, subset_by_index=[len(products) - dim, len(products) - 1])
+    with phase("decomposing the covariances"):
+        variances, vectors = eigh(products, subset_by_index=[len(products) - dim, len(products) - 1])
     variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
     stds = np.sqrt(variances)
     minimum = _MIN_STD if whiten else _ROUNDING if is_wide else 0
@@ -78,6 +81,7 @@ def _centered(sample: np.ndarray, mean: np.ndarray, *, by_column: bool) -> Itera
     num, width = sample.shape
     length, across = (width, num) if by_column else (num, width)
     size = max(1, _BLOCK_VALUES // across)
-    for start in range(0, length, size):
+    starts = range(0, length, size)
+    for start in followed(starts, "multiplying descriptors", total=len(starts), unit="blocks"):
         here = slice(start, start + size)
         yield here, sample[:, here] - mean[here] if by_column else sample[here] - mean

@@ -31,6 +31,7 @@ from progeo.evaluation.search import (
 )
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
+from progeo.progress import followed, phase
 from progeo.verification.matchers import Pair
 
 _VIEWS_PER_PANORAMA = 12
@@ -174,7 +175,8 @@ def predict_images(
 
     start = time.perf_counter()
     if regions is None:
-        neighbors = nearest_neighbors(database.parts(), crops, depth)
+        parts = followed(database.parts(), "exact search", total=len(database), size=len, unit="rows")
+        neighbors = nearest_neighbors(parts, crops, depth)
     else:
         neighbors = regions.neighbors(database, crops.reshape(len(queries), -1, database.width), depth)
     exact_ms = _ms_per_query(start, len(queries))
@@ -193,7 +195,8 @@ def predict_images(
     if index is None:
         return Predictions(exact, exact_ms, by_descriptors=by_descriptors)
     start = time.perf_counter()
-    neighbors, rows_read = index.search(crops, depth)
+    with phase(f"searching {index.name}"):
+        neighbors, rows_read = index.search(crops, depth)
     index_ms = _ms_per_query(start, len(queries))
     rows = predicted(neighbors)
     facts = {

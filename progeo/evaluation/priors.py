@@ -14,6 +14,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of
 from progeo.places.nearby import HeadingRange, Near, OwnPosition, check_known, looks_toward
+from progeo.progress import followed
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Regions:
         """
         found = np.full((*queries.shape[:2], count), -1, np.int64)
         distances = np.full(found.shape, np.inf, np.float32)
-        for alike in self._alike():
+        regions = followed(self._alike(), "searching regions", total=len(self), size=len, unit="queries")
+        for alike in regions:
             rows = np.setdiff1d(self.rows(alike[0]), database.missing, assume_unique=True)
             if num_found := min(count, len(rows)):
                 rows -= np.searchsorted(database.missing, rows)

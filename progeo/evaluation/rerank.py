@@ -9,6 +9,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 
 from progeo.evaluation.search import Neighbors, squared_distances
 from progeo.features.store import ShardedRows
+from progeo.progress import followed
 
 _BLOCK_VALUES = 2**24
 """Values of the largest temporary matrix of floats: 64 MiB."""
@@ -73,8 +74,10 @@ class Reranker:
         Args:
             count: neighbors per query; fewer are returned if the database is smaller.
         """
-        rows, distances = [], []
-        for reranked, original in self._blocks():
+        rows, distances, total = [], [], len(self.images.queries)
+        for reranked, original in followed(
+            self._blocks(), "re-ranking", total=total, size=lambda block: len(block[0]), unit="queries"
+        ):
             rows.append(np.lexsort((original, reranked))[:, :count])
             distances.append(np.take_along_axis(reranked, rows[-1], axis=1))
         return Neighbors(np.concatenate(rows), np.concatenate(distances))
@@ -151,7 +154,7 @@ def _nearest_images(images: _Images, count: int) -> tuple[np.ndarray, np.ndarray
     """Find the nearest images of each image, itself first, int64 (n, K), and its largest squared distance, (n,)."""
     found = []
     largest = np.full(len(images.rows), np.finfo(np.float32).tiny)
-    for block in images.blocks(images.rows):
+    for block in followed(images.blocks(images.rows), "comparing pairs", total=len(images.rows), size=len):
         descriptors = images.take(block)
         rows, squared = np.empty((len(block), 0), np.int64), np.empty((len(block), 0), np.float32)
         for part in images.blocks(images.rows):
@@ -173,7 +176,7 @@ def _encodings(images: _Images, nearest: np.ndarray, largest: np.ndarray, k1: in
     mutual, closer = _mutual(nearest[:, : k1 + 1]), _mutual(nearest[:, : round(k1 / 2) + 1])
     num_closer = np.diff(closer.indptr)
     blocks = []
-    for rows in _split(images.rows, _MAX_BLOCK):
+    for rows in followed(_split(images.rows, _MAX_BLOCK), "weighting neighbors", total=len(images.rows), size=len):
         neighbors = mutual[rows]
         shared = (neighbors @ closer.T).multiply(neighbors).tocoo()
         is_kept = shared.data > _MIN_OVERLAP * num_closer[shared.col]

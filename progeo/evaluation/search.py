@@ -19,6 +19,7 @@ from progeo.evaluation.exact_search import Nearest, blocks, squared_of_pairs
 from progeo.evaluation.kinds import add_rows, faiss_reason, train_kind
 from progeo.features.store import Rows, ShardedRows
 from progeo.files import file_digest, write_text
+from progeo.progress import followed
 
 _VALUES_AT_ONCE = 2**24
 """Maximum number of values of descriptors in memory when some of them are compared with queries."""
@@ -264,7 +265,7 @@ def build_index(database: Rows, kind: str) -> faiss.Index:
 
 def add_to_index(index: faiss.Index, database: Rows) -> None:
     """Add descriptors to an index, one part at a time."""
-    for part in database.parts():
+    for part in followed(database.parts(), "adding to the index", total=len(database), size=len, unit="rows"):
         add_rows(index, np.ascontiguousarray(part, np.float32))
 
 

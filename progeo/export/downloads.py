@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener, getproxies, proxy_bypass
 
+from progeo.progress import Progress
+
 INSECURE_VARIABLE = "PROGEO_INSECURE_DOWNLOADS"
 """Environment variable that, set to 1, also allows http and addresses of this machine and private networks."""
 _WITH_IPV4_LAST = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
@@ -59,11 +61,13 @@ def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
         OSError: the stream cannot be written.
     """
     outcome: SimpleQueue[Exception | None] = SimpleQueue()
+    bar = Progress(f"downloading {path.name}", unit="bytes")
 
     def copy() -> None:
         try:
-            for part in _received(url, path, limits):
+            for part in _received(url, path, limits, bar):
                 stream.write(part)
+                bar.update(len(part))
         except Exception as error:  # raised again in the waiting thread
             outcome.put(error)
         else:
@@ -71,18 +75,19 @@ def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
 
     start = time.monotonic()
     Thread(target=copy, daemon=True).start()
-    while True:
-        allowed_s = limits.small_s + stream.tell() / limits.min_bytes_per_s
-        if (left_s := start + allowed_s - time.monotonic()) <= 0:
-            raise HTTPException(f"it takes longer than {allowed_s:,.0f} seconds")
-        with suppress(Empty):
-            if (error := outcome.get(timeout=left_s)) is not None:
-                raise error
-            return
+    with bar:
+        while True:
+            allowed_s = limits.small_s + stream.tell() / limits.min_bytes_per_s
+            if (left_s := start + allowed_s - time.monotonic()) <= 0:
+                raise HTTPException(f"it takes longer than {allowed_s:,.0f} seconds")
+            with suppress(Empty):
+                if (error := outcome.get(timeout=left_s)) is not None:
+                    raise error
+                return
 
 
-def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
-    """Yield the content of a URL in chunks, up to the maximum size.
+def _received(url: str, path: Path, limits: Limits, bar: Progress) -> Iterator[bytes]:
+    """Yield the content of a URL in chunks, up to the maximum size, and tell the announced size to a bar.
 
     Raises:
         HTTPException: the content is longer or shorter than allowed or announced. Network errors are converted to it
@@ -92,6 +97,7 @@ def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
     try:
         with build_opener(_Redirects, _PublicHandler).open(url, timeout=limits.stalled_s) as response:
             announced, found = response.length, 0
+            bar.expect(announced)
             part, max_bytes = _beginning(response, path, limits)
             if announced is not None and announced > max_bytes:
                 raise HTTPException(

@@ -22,6 +22,7 @@ from progeo.export.weights import encoder_of, metadata_of, save_encoder
 from progeo.file_sets import FileSet, read_set
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder, sized_state, spec_to_json
+from progeo.progress import phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,8 @@ def export_encoder(path: Path, target: Path, format: str, options: ExportOptions
         saved = read_set(source / METADATA, read)
         if saved.classifier is not None:
             check_fits_encoder(saved.classifier, saved.encoder, source)
-        about = chosen.write(folder, saved, options)
+        with phase(f"exporting to {format}"):
+            about = chosen.write(folder, saved, options)
         if saved.classifier is not None and not (folder / CLASSIFIER).exists():
             with replacing(folder / CLASSIFIER) as temporary:
                 write_classifier(saved.classifier, temporary)

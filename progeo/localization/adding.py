@@ -23,7 +23,7 @@ from progeo.localization.index_folder import (
     with_current,
 )
 from progeo.localization.index_metadata import IndexMetadata, PartMetadata, check_format
-from progeo.localization.part_files import NewRows, known_rows, open_parts, write_part
+from progeo.localization.part_files import NewRows, known_rows, open_parts, write_parts
 from progeo.localization.place_index import (
     PlaceIndex,
     absolute_images,
@@ -144,7 +144,7 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: Rows) -> bool:
     form = part_format(folder, opened)
     cuts = form.cuts(len(rows))
     with new_parts(folder, len(cuts)) as folders:
-        written = [write_part(*each, rows, form) for each in zip(folders, cuts, strict=True)]
+        written = write_parts(list(zip(folders, cuts, strict=True)), rows, form)
         while True:
             current = read_metadata(folder)
             if all(part in current.parts for part in written):  # committed, and another command committed on top of it

@@ -42,7 +42,7 @@ from progeo.localization.index_folder import (
 )
 from progeo.localization.index_metadata import EXACT, IndexMetadata, PartMetadata
 from progeo.localization.options import IndexOptions
-from progeo.localization.part_files import NewRows, PartFormat, write_part
+from progeo.localization.part_files import NewRows, PartFormat, write_parts
 from progeo.localization.place_index import absolute_images, has_position, located_images
 from progeo.localization.stored_files import stored_file
 from progeo.locks import locked
@@ -244,7 +244,7 @@ def save_parts(
     with new_parts(folder, len(cuts)) as folders:
         parts = list(zip(folders, cuts, strict=True))
         if accelerator is None:
-            written = [write_part(part, bounds, rows, form) for part, bounds in parts]
+            written = write_parts(parts, rows, form)
         else:
             written = _written_by_all((folder, metadata, parts), rows, accelerator)
         metadata = replace(metadata, parts=tuple(written))
@@ -269,7 +269,7 @@ def _written_by_all(
     folder, metadata, parts = of_main_process(task)
     form = part_format(folder, metadata)
     mine = parts[accelerator.process_index :: accelerator.num_processes]
-    written = gather_object([write_part(part, bounds, rows, form) for part, bounds in mine])
+    written = gather_object(write_parts(mine, rows, form, hidden=not accelerator.is_main_process))
     return sorted(written, key=lambda part: part.name)
 
 

@@ -31,6 +31,7 @@ from progeo.localization.place_index import PlaceIndex, has_position, index_imag
 from progeo.localization.verifying import Verifier, build_verifier
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import check_zones, positions_m
+from progeo.progress import phase
 
 _MIN_PHOTOS = 20
 
@@ -129,7 +130,8 @@ def _calibrated(
         max_loss: choose the number of probes, too, see `calibrate_place_index`.
         verifier: find which photos it should verify, too; None for none.
     """
-    neighbors = index.search(*queries)
+    with phase(f"searching for {len(photos):,} photos"):
+        neighbors = index.search(*queries)
     if not index.metadata.holds_classes:
         new = np.flatnonzero(~find_copies(photos, index.catalogue, neighbors.rows))
         _check_enough(len(new), index, photos)
@@ -227,7 +229,8 @@ def _fewest_probes(
 
     def is_enough(probes: int) -> bool:
         statistics.reset()
-        neighbors = index.search(*queries, probes=probes)
+        with phase(f"searching with {probes:,} of {num_lists:,} probes"):
+            neighbors = index.search(*queries, probes=probes)
         read = statistics.ndis / len(photos) / len(index.catalogue)
         table[probes] = float(100 * _first_is_correct(index, photos, neighbors, radius_m).mean()), 100 * read
         return table[probes][0] >= table[num_lists][0] - max_loss

@@ -12,6 +12,7 @@ from progeo.localization.part_files import OpenedPart, open_images
 from progeo.localization.path_table import hashes_of, rows_of_hashes
 from progeo.localization.place_index import open_place_index
 from progeo.localization.stored_files import check_file, corrupt
+from progeo.progress import followed
 
 _ROWS_AT_ONCE = 2**16
 
@@ -28,12 +29,17 @@ def check_place_index(folder: Path) -> None:
 
 def _check(folder: Path, metadata: IndexMetadata) -> None:
     check_format(metadata, folder)
-    faults = [fault for check in _file_checks(folder, metadata) if (fault := _fault_of(check))]
+    checks = list(_file_checks(folder, metadata))
+    reading = followed(checks, f"reading {folder}", total=len(checks), unit="files")
+    faults = [fault for check in reading if (fault := _fault_of(check))]
     if not faults:
         opened = open_place_index(folder)
         if opened.metadata != metadata:  # another command changed it meanwhile
             return _check(folder, opened.metadata)
-        faults = [fault for part in opened.parts for fault in _faults_of_part(part)]
+        parts = followed(
+            opened.parts, "checking rows", total=metadata.num_rows, size=lambda part: part.metadata.rows, unit="rows"
+        )
+        faults = [fault for part in parts for fault in _faults_of_part(part)]
     if faults:
         raise ValueError("\n".join(faults))
     size = sum(part.size for part in metadata.parts) / 1e6

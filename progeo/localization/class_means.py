@@ -14,6 +14,7 @@ from progeo.models.classifier import MEANS, Classifier
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition, build_partition
 from progeo.places.geographic import frame_of
+from progeo.progress import followed
 
 MEANS_SCALE = 100.0
 """Factor of the cosines of class means before a softmax: that of Divide&Classify's heads and of CLIP's logits."""
@@ -74,7 +75,9 @@ def means_classifier(descriptors: ShardedRows, catalogue: Catalogue, partition: 
     return Classifier(
         kind=MEANS,
         class_ids=group.class_ids,
-        weight=class_means(descriptors.parts(), labels, group.num_classes),
+        weight=class_means(
+            followed(descriptors.parts(), "class means", total=len(descriptors), size=len), labels, group.num_classes
+        ),
         bias=None,
         num_images=np.diff(group.offsets),
         classes_per_group=(group.num_classes,),

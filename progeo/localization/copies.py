@@ -8,6 +8,7 @@ from progeo.files import check_can_be_written, common_folder, write_new
 from progeo.localization.exif import Position, with_position
 from progeo.localization.localizations import Localization
 from progeo.printable import first_line
+from progeo.progress import followed
 
 
 def plan_copies(photos: Iterable[Path], folder: Path) -> dict[str, Path]:
@@ -36,7 +37,7 @@ def write_copies(results: Sequence[Localization], copies: Mapping[str, Path]) ->
         copies: result of `plan_copies`.
     """
     written = set()
-    for result in results:
+    for result in followed(results, "writing copies", total=len(results)):
         if not (result.known and result.can_be_mapped) or copies[result.query] in written:
             continue
         try:

@@ -14,6 +14,7 @@ from progeo.localization.localizations import Localization, Match
 from progeo.localization.restriction import Restriction
 from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
+from progeo.progress import phase
 from progeo.verification.matchers import Pair
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def localize_photos(
     if len(errors) == len(photos):
         raise ValueError(next(iter(errors.values())))
     below = verified_below(index, verify)
-    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
+    with phase(f"searching for {len(photos):,} photos", hidden=not shows_progress):
+        neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
     confidences = np.full(len(photos), np.nan) if is_restricted else index.confidences(neighbors)

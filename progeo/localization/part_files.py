@@ -46,6 +46,7 @@ from progeo.localization.verifying import extracted_features
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order, cell_range, reaches
 from progeo.places.nearby import looks_toward
+from progeo.progress import Progress
 from progeo.verification.feature_file import FeatureFile, StoredFeatures, open_feature_file, write_feature_file
 
 if TYPE_CHECKING:
@@ -116,12 +117,32 @@ def indexed_row_bytes(index: faiss.Index) -> int:
         return 4 * index.d + _ID_BYTES
 
 
-def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartFormat) -> PartMetadata:
-    """Write the files of a part: a range of rows.
+def write_parts(
+    parts: Sequence[tuple[Path, tuple[int, int]]], rows: NewRows, form: PartFormat, *, hidden: bool = False
+) -> list[PartMetadata]:
+    """Write the files of parts: ranges of rows.
 
     Args:
-        folder: its folder, which exists and is empty.
-        bounds: first row, and the one after the last.
+        parts: for each its folder, which exists and is empty, the first row, and the one after the last.
+        hidden: show no progress.
+
+    Raises:
+        OSError, ValueError: see `write_part`.
+    """
+    total = sum(last - first for _, (first, last) in parts)
+    with Progress("writing the index", total=total, unit="rows", hidden=hidden) as bar:
+        return [write_part(folder, bounds, rows, form, count=bar.update) for folder, bounds in parts]
+
+
+def write_part(
+    folder: Path,
+    bounds: tuple[int, int],
+    rows: NewRows,
+    form: PartFormat,
+    *,
+    count: Callable[[int], object] = lambda _: None,
+) -> PartMetadata:
+    """Write the files of a part; `count` gets the number of rows that were written, now and then.
 
     Raises:
         OSError: a file cannot be written.
@@ -132,7 +153,7 @@ def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartF
     images.save(folder / CATALOGUE)
     write_path_table(folder / PATHS, images.table["path"])
     if form.writer is None:
-        _write_descriptors(folder, rows, bounds, form)
+        _write_descriptors(folder, rows, bounds, form, count)
     if form.orientation is not None:
         features = rows.features or (lambda *_: extracted_features(images, form.orientation or "exif"))
         write_feature_file(file := folder / FEATURES, features(first, last))
@@ -144,6 +165,7 @@ def write_part(folder: Path, bounds: tuple[int, int], rows: NewRows, form: PartF
     descriptors = ReorderedRows(rows.descriptors, np.arange(first, last))
     metadata = _described(folder, images, form.encoder, files, descriptors=_digest_of(descriptors))
     form.writer.add(metadata.engine_id, descriptors, images)
+    count(last - first)
     return metadata
 
 
@@ -183,7 +205,9 @@ def _described(
     )
 
 
-def _write_descriptors(folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartFormat) -> None:
+def _write_descriptors(
+    folder: Path, rows: NewRows, bounds: tuple[int, int], form: PartFormat, count: Callable[[int], object]
+) -> None:
     """Write the descriptors of a part, float16 beside a faiss index, else as they are, and its faiss index."""
     first, last = bounds
     index = None if form.trained is None else load_index(form.trained)
@@ -202,6 +226,7 @@ def _write_descriptors(folder: Path, rows: NewRows, bounds: tuple[int, int], for
                     add_rows(index, values)
                 else:
                     add_to_cells(index, values, rows.labels[start : start + len(block)])
+            count(len(block))
     if index is not None:
         save_index(index, folder / FAISS)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from progeo.models.text_towers.tower import TextTower
+from progeo.progress import followed
 
 _VECTORS_AT_ONCE = 256
 
@@ -33,7 +34,8 @@ def nearest_words(tower: TextTower, vectors: Tensor, num_words: int) -> NearestW
     if num_words > len(vocabulary):
         raise ValueError(f"num_words must be at most {len(vocabulary)}, all words that there are, got {num_words}.")
     found, distances = [], []
-    for part in vectors.to(vocabulary).split(_VECTORS_AT_ONCE):
+    parts = vectors.to(vocabulary).split(_VECTORS_AT_ONCE)
+    for part in followed(parts, "finding words", total=len(vectors), size=len, unit="vectors"):
         nearest = torch.cdist(part, vocabulary).topk(num_words, largest=False).indices
         exact = torch.linalg.vector_norm(vocabulary[nearest] - part[:, None], dim=2)  # cdist rounds small distances
         exact, order = exact.sort(dim=1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import positions_m
+from progeo.progress import phase
 
 _ROWS_AT_ONCE = 2**16
 
@@ -123,6 +124,7 @@ def group_ids(
     return indices % np.array([groups_per_side, groups_per_side, groups_per_heading])
 
 
+@phase("dividing images into classes")
 def build_partition(
     catalogue: Catalogue,
     *,

@@ -4,11 +4,13 @@ import numpy as np
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.distances import Distances, distances_between
+from progeo.progress import phase
 
 _ROUNDING_DEG = 1e-9
 _FAR_M = 1000
 
 
+@phase("finding positives")
 def find_positives(
     database: Catalogue,
     queries: Catalogue,

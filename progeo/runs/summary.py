@@ -4,10 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progeo.printable import plain_table
 from progeo.runs.reading import MEMORY, Stage, final_of_groups, number
+from progeo.terminal import rich_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HEADER = ("run", "stage", "epochs", "best", "loss", "images/s", "memory")
 
@@ -68,9 +72,16 @@ class Summaries:
 
     stages: Sequence[Summary]
 
+    @property
+    def rows(self) -> list[list[str]]:
+        """Texts of all rows, the column names first."""
+        return [list(HEADER), *(each.cells for each in self.stages)]
+
     def __str__(self) -> str:
-        rows = [list(HEADER), *(each.cells for each in self.stages)]
-        return "\n".join(plain_table(rows, num_texts=len(HEADER)))
+        return "\n".join(plain_table(self.rows, num_texts=len(HEADER)))
+
+    def __rich__(self) -> "Table":
+        return rich_table(self.rows, num_texts=len(HEADER))
 
 
 def summarize(stage: Stage) -> Summary:

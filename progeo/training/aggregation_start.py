@@ -17,6 +17,7 @@ from progeo.engine.accelerator import autocast, copy_from_main_process, gathered
 from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
+from progeo.progress import followed, phase
 from progeo.training.image_descriptors import training_image_extractor
 
 _IMAGES = 500
@@ -40,7 +41,8 @@ class AggregationStart:
         encoder.family.initialize(encoder.backbone, features, self.seed)
         if row.initialize is not None:
             found = features()
-            row.initialize(aggregation, found, self.seed)
+            with phase(f"initializing {encoder.spec.aggregation}", hidden=not accelerator.is_main_process):
+                row.initialize(aggregation, found, self.seed)
             if row.save_start is not None and accelerator.is_main_process:
                 row.save_start(aggregation, found, self.kept)
         copy_from_main_process(encoder, accelerator)
@@ -73,7 +75,9 @@ def local_features(
     found = np.full((len(mine), _PER_IMAGE * channels), np.nan, np.float32)
     batches = np.split(np.arange(len(mine)), range(data.eval_batch_size, len(mine), data.eval_batch_size))
     loader = build_loader(images, [mine[batch].tolist() for batch in batches], num_workers=data.num_workers)
-    for batch, loaded in zip(batches, loader, strict=True):
+    hidden = not accelerator.is_main_process
+    shown = followed(batches, "local features", total=len(mine), size=len, hidden=hidden)
+    for batch, loaded in zip(shown, loader, strict=True):
         if loaded.items is None:
             continue
         with autocast(accelerator):

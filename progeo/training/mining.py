@@ -11,6 +11,7 @@ import numpy as np
 from progeo.evaluation.search import squared_distances
 from progeo.features.store import ShardedRows
 from progeo.places.positives import positives_within
+from progeo.progress import followed
 
 _BLOCK_VALUES = 2**24
 """Values of the largest temporary matrix of floats: 64 MiB."""
@@ -195,7 +196,8 @@ def mine(
         near = _nearest(positives, to_positives, positive_pool)
         size = max(1, _BLOCK_VALUES // len(database))
         blocks = np.split(np.arange(len(queries)), range(size, len(queries), size))
-        values = np.concatenate([_at(reranked(block), near[block]) for block in blocks])
+        shown = followed(blocks, "re-ranking positives", total=len(queries), size=len, unit="queries")
+        values = np.concatenate([_at(reranked(block), near[block]) for block in shown])
         difficult = _moved_ahead(near, values, num_positives)
     return Mined(
         _nearest(positives, to_positives, 1)[:, 0], _nearest(negatives, to_negatives, num_negatives), difficult
@@ -255,7 +257,8 @@ def _distances_to(queries: np.ndarray, database: ShardedRows | np.ndarray, rows:
     columns, starts, column = np.unique(rows.ravel()[pairs], return_index=True, return_inverse=True)
     starts = np.append(starts, len(pairs))
     size = max(1, _BLOCK_VALUES // (queries.shape[1] + len(queries)))
-    for first in range(0, len(columns), size):
+    firsts = range(0, len(columns), size)
+    for first in followed(firsts, "mining tuples", total=len(firsts), unit="blocks"):
         block = columns[first : first + size]
         images = database[block] if isinstance(database, np.ndarray) else database.take(block)
         here = slice(starts[first], starts[first + len(block)])

@@ -20,6 +20,7 @@ from progeo.localization.index_metadata import IndexMetadata
 from progeo.localization.removed_rows import open_removed
 from progeo.localization.restriction import Restriction
 from progeo.places.catalogue import Catalogue
+from progeo.progress import followed
 
 _POINTS_DELETED_AT_ONCE = 10_000
 
@@ -53,7 +54,9 @@ class EngineWriter:
         if start:
             LOGGER.info("%s of %s images are in %s already", f"{start:,}", f"{len(rows):,}", self.collection.place)
         for first in (start, 0):  # from the first, if others were deleted than those after `start`
-            for points in batches(key, rows, images, start=first, encoder=self.encoder):
+            found = batches(key, rows, images, start=first, encoder=self.encoder)
+            sent = followed(found, "storing points", total=-(-(len(rows) - first) // step), unit="batches")
+            for points in sent:
                 self.collection.upsert(points)
             if (stored := self._num_stored(key)) == len(rows):
                 return self.collection.flush()
