@@ -329,9 +329,10 @@ def struct_images(tmp_path):
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize("save", [save_v5, save_v73])
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("stamps", [{}, STAMPS])
+@pytest.mark.parametrize(
+    ("save", "turned", "stamps"),
+    [(save_v5, False, {}), (save_v5, True, STAMPS), (save_v73, False, STAMPS), (save_v73, True, {})],
+)
 def test_a_dbstruct_of_either_format_gives_both_sides(tmp_path, struct_images, save, turned, stamps):
     fields = STRUCT | stamps
     if turned:
