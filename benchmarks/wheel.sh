@@ -14,11 +14,12 @@ for python; do
     mkdir "$folder/empty"
     cd "$folder/empty"
     progeo=$folder/venv/bin/progeo
-    "$progeo" demo --quiet --num_images 1000
-    "$progeo" evaluate demo/encoder --folder demo/city/test --out results --quiet
-    "$progeo" index build demo/encoder --folder demo/city/test/database --out city.index --quiet
-    "$progeo" index calibrate city.index --folder demo/city/val/queries --quiet
-    "$progeo" localize "$(find demo/city/test/queries -name '*.jpg' | sort | head -1)" --index city.index --quiet
+    "$progeo" demo --only_city --out toy --num_images 600 --image_size 64 --quiet
+    "$progeo" train --config toy/tiny_resnet --data.train_folder toy/city/train --validation.folder toy/city/val \
+        --out run --prompts.epochs 2 --training.epochs 1 --training.iterations_per_epoch 10 --quiet
+    "$progeo" evaluate run --folder toy/city/test --out results --quiet
+    "$progeo" index build run --folder toy/city/test/database --out city.index --quiet
+    "$progeo" localize "$(find toy/city/test/queries -name '*.jpg' | sort | head -1)" --index city.index --quiet
     "$progeo" localize --help > /dev/null
     "$progeo" --print_completion bash | bash -n
     echo "$("$progeo" --version) works with $("$folder/venv/bin/python" --version), $(
