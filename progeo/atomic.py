@@ -218,7 +218,7 @@ def _rename_folder(temporary: Path, folder: Path) -> None:
         if folder.is_dir():
             shutil.copymode(folder, temporary)
         with synced_when_removed(folder):  # an empty folder
-            temporary.rename(folder)
+            _rename_over(temporary, folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
@@ -235,9 +235,18 @@ def _can_be_replaced(folder: Path) -> bool:
             return False
         probe.mkdir()
         shutil.copymode(folder, probe)
-        probe.rename(folder)
+        _rename_over(probe, folder)
         return True
     return False
+
+
+def _rename_over(temporary: Path, folder: Path) -> None:
+    """Give a folder a name that is free, or that of an empty folder."""
+    try:
+        temporary.rename(folder)
+    except FileExistsError:  # Windows renames to free names only
+        folder.rmdir()
+        temporary.rename(folder)
 
 
 def _move_files(temporary: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -241,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = next((start for start in starts if start in COMMANDS), "")
     program = f"progeo {name}".strip()
     groups = {each.partition(" ")[0] for each in COMMANDS if " " in each}
+    _escape_unprintable()
     try:
         words = _with_log_format(words)
         for word in words:
@@ -311,7 +313,8 @@ def _run(name: str, words: Sequence[str]) -> None:
     for file in plugins:
         import_plugin(Path(with_home(file)))
     if {"-h", "--help"} & set(words):
-        print(help_page(name, command.summary, command.example, command.words, settings_of(command.load())))
+        page = partial(help_page, name, command.summary, command.example, command.words)
+        print(page(settings_of(command.load()), brief="--help" not in words))
         return
     function = command.load()
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
@@ -374,8 +377,8 @@ def _without_command(words: Sequence[str]) -> str:
     if set(words) - {group, "-h", "--help"}:
         raise UsageError(_unknown(words))
     rows = [f"  {name:17} {each.summary}" for name, each in COMMANDS.items() if name.startswith(group)]
-    usage = f"usage: progeo {group or 'COMMAND'} {'COMMAND ' if group else ''}[--help | OPTIONS]"
-    return "\n".join([usage, "", *rows])
+    usage = f"usage: progeo {group or 'COMMAND'} {'COMMAND ' if group else ''}[-h | --help | OPTIONS]"
+    return "\n".join([usage, "", *rows, "", "-h lists the options of a command in a line each, --help explains them."])
 
 
 def _unknown(words: Sequence[str]) -> str:
@@ -398,6 +401,12 @@ def _with_flags(sentence: str, command: str) -> str:
         return f"--{match[1] if exact else same[0]}" if exact or len(same) == 1 else match[1]
 
     return re.sub(r"`(\w+(?:\.\w+)*)`", flag, _displayable(sentence))
+
+
+def _escape_unprintable() -> None:
+    """Have stdout escape what its encoding lacks, as stderr does: on Windows that of a pipe has few letters."""
+    if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _displayable(sentence: str) -> str:

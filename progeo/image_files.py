@@ -69,11 +69,6 @@ class _PluginFormat:
         except PackageNotFoundError:
             return False
 
-    @property
-    def advice(self) -> str:
-        """How to install the package."""
-        return f"pip install '{self.requirement}'"
-
 
 _PLUGIN_FORMATS = (
     _PluginFormat(
@@ -101,6 +96,7 @@ _PLUGIN_FORMATS = (
         plugin="pillow_jxl.JpegXLImagePlugin",
     ),
 )
+_ADVICE = "pip install 'progeo[formats]'"
 _CONVERT, _RENAME = "convert them to .jpg or .png", "they are JPEG: rename them to .jpg"
 _TO_CONVERT = (
     ".bmp .exr .gif .j2k .jp2 .jpx .pgm .ppm .psd .tga .tif .tiff "  # and of raw photos:
@@ -117,7 +113,7 @@ EXTENSIONS = (
 """Extensions of the files that count as images, in lower case."""
 UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {
-        **{extension: each.advice for each in _PLUGIN_FORMATS if not each.is_readable for extension in each.extensions},
+        **{extension: _ADVICE for each in _PLUGIN_FORMATS if not each.is_readable for extension in each.extensions},
         **dict.fromkeys(_TO_CONVERT.split(), _CONVERT),
         **dict.fromkeys((".insp", ".jfif", ".jpe", ".mpo"), _RENAME),
     }
@@ -233,7 +229,7 @@ def _open_with_plugin(source: Path | BinaryIO) -> Image.Image:
         if not each.begins.match(beginning):
             continue
         if not each.is_readable:
-            raise UnidentifiedImageError(f"it is {each.name}: {each.advice}")
+            raise UnidentifiedImageError(f"it is {each.name}: {_ADVICE}")
         import_module(each.plugin)
         content = _content(source)
         if each.name == "JXL":

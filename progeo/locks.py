@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
 
+import psutil
+
 from progeo.disk import sync
 
 try:
@@ -19,7 +21,7 @@ except ImportError:  # Windows
 
 _LOGGER = logging.getLogger("progeo")
 _FOLDER_LOCK = ".lock"
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 """Errors of file systems without locks, such as Lustre mounted without them."""
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _CREATE = os.O_RDWR | os.O_CREAT | _NO_LINKS
@@ -81,6 +83,8 @@ def try_lock(path: Path) -> Lock | None:
         NoLocks: the file system has no locks.
         OSError: the file cannot be created.
     """
+    if fcntl is None:  # before a file is made, as Windows removes none that is open
+        raise NoLocks(errno.ENOSYS, "no locks")
     while True:
         descriptor, is_own = _opened(path)
         try:
@@ -163,14 +167,7 @@ def may_be_held(folder: Path) -> bool:
         return False
     except ValueError:  # it is just being taken
         return is_lock_file(folder / _FOLDER_LOCK)
-    try:
-        if host == socket.gethostname():
-            os.kill(int(number), 0)
-    except PermissionError:  # of another user
-        return True
-    except (OSError, ValueError, OverflowError):  # of a process that was killed
-        return False
-    return True
+    return host != socket.gethostname() or _lives(number)
 
 
 class _NoLock(Lock):
@@ -204,12 +201,19 @@ def _holder(folder: Path) -> str:
     """Name the process that holds the lock of a folder."""
     try:
         _, host, number = (folder / _FOLDER_LOCK).read_text(encoding="utf-8").split()
-        if host == socket.gethostname():
-            with suppress(PermissionError):  # of another user
-                os.kill(int(number), 0)
-    except (OSError, ValueError, OverflowError):  # it is just being taken or released, or has the name of a killed one
+    except (OSError, ValueError):  # it is just being taken or released
+        return "another process"
+    if host == socket.gethostname() and not _lives(number):  # it has the name of a killed one
         return "another process"
     return f"process {number} on {host}"
+
+
+def _lives(number: str) -> bool:
+    """Return whether there is a process of this number on this machine."""
+    try:
+        return psutil.pid_exists(int(number))
+    except (ValueError, OverflowError):
+        return False
 
 
 def _opened(path: Path) -> tuple[int, bool]:
@@ -238,8 +242,6 @@ def _removed(path: Path) -> bool:
 
 
 def _try(descriptor: int) -> bool:
-    if fcntl is None:
-        raise NoLocks(errno.ENOSYS, "no locks")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

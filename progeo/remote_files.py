@@ -6,6 +6,7 @@ Archives are named by chains such as `tar://::s3://bucket/city.tar`: the path in
 import os
 import posixpath
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,8 @@ from urllib.parse import quote, unquote
 
 from progeo.printable import first_line
 
-IS_ABSOLUTE = r"^(/|([a-z0-9]+::)*[a-z][a-z0-9+.-]+://)"
+_DRIVE = "[a-zA-Z]:/|" if sys.platform == "win32" else ""
+IS_ABSOLUTE = rf"^({_DRIVE}/|([a-z0-9]+::)*[a-z][a-z0-9+.-]+://)"
 """Regular expression of paths and URLs that need no folder before them; a drive of Windows is a single letter."""
 _URL = re.compile(r"((?:[a-z0-9]+::)*[a-z][a-z0-9+.-]+://)(.*?)((?:::.*)?)", re.DOTALL)
 """Protocol, with caches before it, then path, then the archive that the path lies in."""
@@ -226,7 +228,7 @@ def path_in(folder: Path | RemotePath, name: str) -> Path | RemotePath:
     """Return the path of a file in a folder; a name that is a URL or an absolute path stands for itself."""
     if is_remote(name):
         return RemotePath(name)
-    return Path(name) if name.startswith("/") and isinstance(folder, RemotePath) else folder / name
+    return Path(name) if Path(name).is_absolute() and isinstance(folder, RemotePath) else folder / name
 
 
 def shared_folder(folders: Sequence[Path | RemotePath]) -> Path | RemotePath:
@@ -246,7 +248,7 @@ def shared_folder(folders: Sequence[Path | RemotePath]) -> Path | RemotePath:
 def name_in(root: Path | RemotePath, folder: Path | RemotePath) -> str:
     """Return the path of a folder relative to a `shared_folder`; its URL if that holds local folders only."""
     if isinstance(folder, Path) and isinstance(root, Path):
-        return str(folder.relative_to(root))
+        return folder.relative_to(root).as_posix()
     return root.relative(str(folder)) if isinstance(root, RemotePath) else str(folder)
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from contextlib import ExitStack
@@ -133,6 +134,24 @@ def test_an_empty_folder_whose_name_stays_is_filled_instead_of_replaced(open_fol
         replacing_folder(open_folder / "link"),
     ):
         raise AssertionError("it is refused before the work")
+
+
+def test_an_empty_folder_is_replaced_where_renaming_needs_a_free_name(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def rename_as_windows_does(path, target):
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_as_windows_does)
+    for write in (replacing_folder, written_together):
+        (folder := tmp_path / write.__name__).mkdir()
+        with write(folder) as temporary:
+            (temporary / "a").touch()
+        assert [path.name for path in folder.iterdir()] == ["a"]
+        with pytest.raises(ValueError, match="name another folder with `out`"), write(folder) as temporary:
+            (temporary / "a").touch()
 
 
 def test_an_empty_folder_that_is_replaced_keeps_its_permissions(tmp_path):

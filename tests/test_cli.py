@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from running import parsed
 
 import progeo
 from progeo.cli import COMMANDS, main
+from progeo.config.examples import EXAMPLES
+from progeo.config.help import COMMON as OF_EVERY_COMMAND
 from progeo.config.settings import settings_of
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
@@ -90,8 +95,36 @@ def test_help_begins_with_an_example_and_shows_every_option_with_its_text_and_no
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_a_command_is_one_that_it_takes(name):
-    words = COMMANDS[name].example.split()
+def test_short_help_has_a_line_for_each_option_and_no_group_is_long(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    main([*name.split(), "-h"])
+    groups = capsys.readouterr().out.split("\n\n")[3:-1]
+    options = [line for group in groups for line in group.splitlines()[1:]]
+    names = [f"--{setting}" for setting in settings_of(COMMANDS[name].load())]
+    names += [option.split()[0] for option in OF_EVERY_COMMAND]
+    assert sorted(line.split()[0] for line in options) == sorted(names)
+    assert all(len(line) <= max(100, len(line[2:].split("  ")[0]) + 34) for line in options)
+    assert max(map(len, map(str.splitlines, groups))) <= 16
+
+
+def test_short_help_shows_the_beginning_of_a_text(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["index", "compact", "-h"])
+    shown = capsys.readouterr().out
+    assert "\n  --index PATH         " in shown and "progeo index compact --help shows" in shown
+    main(["demo", "-h"])
+    assert "  --quiet              Log only warnings\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *((name, command.example) for name, command in COMMANDS.items()),
+        *((name, line) for name, examples in EXAMPLES.items() for line in examples.values()),
+    ],
+)
+def test_every_example_of_a_command_is_one_that_it_takes(name, line):
+    words = [word for word in shlex.split(line) if word not in OF_EVERY_COMMAND]
     assert words[: 1 + len(name.split())] == ["progeo", *name.split()]
     assert parsed(name, *words[1 + len(name.split()) :])
 
@@ -210,11 +243,42 @@ def test_an_argument_that_an_error_names_is_the_flag_of_the_command(images):
     )
 
 
-def test_completions_know_commands_and_options(capsys):
-    main(["--print_completion", "bash"])
+@pytest.fixture(scope="module")
+def bash_completion(tmp_path_factory):
+    with redirect_stdout(StringIO()) as script:
+        main(["--print_completion", "bash"])
+    (path := tmp_path_factory.mktemp("completion") / "progeo.bash").write_text(script.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("progeo loc", "localize"),
+        ("progeo index cal", "calibrate"),
+        ("progeo dataset sp", "split"),
+        ("progeo train en", "encoder"),
+        ("progeo train --cells.h", "--cells.heading_bin_deg"),
+        ("progeo train encoder --training.op", "--training.optimizer"),
+        ("progeo index calibrate --plu", "--plugin"),
+        ("progeo export runs/city --format on", "onnx"),
+        ("progeo evaluate --rerank ma", "matching"),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(bash_completion, line, offers):
+    complete = 'source "$1"; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_progeo; echo $COMPREPLY'
+    done = subprocess.run(["bash", "-c", complete, "bash", bash_completion, line], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{offers}\n", "")
+
+
+@pytest.mark.skipif(which("zsh") is None, reason="needs zsh")
+def test_zsh_completes_commands(capsys):
+    main(["--print_completion", "zsh"])
     script = capsys.readouterr().out
-    assert "--cells.heading_bin_deg" in script and "calibrate" in script and "--plugin" in script
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert all(f"{name.rpartition(' ')[2]}:" in script for name in COMMANDS)
+    load = 'autoload -Uz compinit; compinit -D -u; eval "$(cat)"; echo ${_comps[progeo]}; whence -w ${_comps[progeo]}'
+    done = subprocess.run(["zsh", "-fc", load], input=script, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("_shtab_progeo\n_shtab_progeo: function\n", "")
 
 
 def test_results_go_to_stdout_in_words_or_json_and_the_log_to_stderr(images, capsys):
@@ -388,6 +452,15 @@ def test_a_name_is_spelled_out_in_a_terminal_and_nowhere_else(tmp_path, monkeypa
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     main(["dataset", "scan", str(tmp_path / "set"), "--out", str(tmp_path / "\x1b[2J")])
     assert (r"\x1b[2J" if is_terminal else "\x1b[2J") in capsys.readouterr().out
+
+
+def test_a_name_is_spelled_out_where_the_encoding_of_stdout_lacks_its_letters(tmp_path, monkeypatch):
+    (tmp_path / "東京").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "東京/@550000@4180000@10@S@.jpg")
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="cp1252"))  # that of a pipe on Windows
+    main(["dataset", "scan", str(tmp_path / "東京")])
+    assert written.getvalue().decode() == f"{tmp_path}/\\u6771\\u4eac.arrow\n"
 
 
 def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):

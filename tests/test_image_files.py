@@ -70,11 +70,11 @@ def test_every_kind_of_image_is_read_or_has_an_advice():
 @pytest.mark.parametrize(
     ("extension", "content", "words"),
     [
-        (".heic", b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIF: pip install 'pillow-heif>=1.1'"),
-        (".heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "it is HEIF: pip install 'pillow-heif>=1.1'"),
-        (".avif", b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "it is AVIF: pip install 'pillow>=11.3'"),
-        (".jxl", b"\0\0\0\x0cJXL \r\n\x87\n", "it is JXL: pip install 'pillow-jxl-plugin>=1.3'"),
-        (".jxl", b"\xff\x0a\x41", "it is JXL: pip install 'pillow-jxl-plugin>=1.3'"),
+        (".heic", b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIF: pip install 'progeo[formats]'"),
+        (".heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "it is HEIF: pip install 'progeo[formats]'"),
+        (".avif", b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "it is AVIF: pip install 'progeo[formats]'"),
+        (".jxl", b"\0\0\0\x0cJXL \r\n\x87\n", "it is JXL: pip install 'progeo[formats]'"),
+        (".jxl", b"\xff\x0a\x41", "it is JXL: pip install 'progeo[formats]'"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jpg", ""])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from progeo.locks import FolderInUse, locked, locked_if_free, try_lock
+from progeo.locks import FolderInUse, NoLocks, locked, locked_if_free, try_lock
 
 HOLD = """
 import sys, time
@@ -110,6 +110,12 @@ def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, ca
     with locked(tmp_path), locked(tmp_path):
         assert "is on a file system without locks" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_no_file_is_opened_where_the_system_has_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("progeo.locks.fcntl", None)
+    with pytest.raises(NoLocks):  # and no error about the folder
+        try_lock(tmp_path / "missing" / ".lock")
 
 
 def test_a_lock_of_another_user_counts_while_it_is_held_and_is_replaced_afterwards(open_folder, as_nobody, caplog):

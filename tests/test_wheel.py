@@ -1,8 +1,10 @@
 """What is installed is complete: the wheel, built from the source archive, runs the demo in an empty folder."""
 
+import json
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -12,23 +14,36 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path):
+def test_the_wheel_trains_evaluates_and_localizes_in_an_environment_of_its_own(tmp_path):
     subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT], check=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     files = (path for path in (ROOT / "progeo").rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     ours = {path.relative_to(ROOT).as_posix() for path in files}
     assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("progeo/")} == ours
-    site, empty = tmp_path / "site", tmp_path / "empty"
+    fresh, empty = tmp_path / "fresh", tmp_path / "empty"
     empty.mkdir()
-    subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
+    (site,) = fresh.glob("lib/python*/site-packages")
+    command = [sys.executable, "-m", "pip", "--python", fresh / "bin/python", "install", "--no-deps", wheel]
+    subprocess.run(command, check=True)
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # packages that progeo depends on
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def run(*words):
-        command = [sys.executable, *words]
+    def run(program, *words):
+        command = [fresh / "bin" / program, *words]
         return subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True).stdout
 
-    assert run("-c", "import progeo; print(progeo.__file__)").strip() == str(site / "progeo/__init__.py")
-    shown = run("-m", "progeo", "demo")
+    assert run("python", "-c", "import progeo; print(progeo.__file__)").strip() == str(site / "progeo/__init__.py")
+    shown = run("progeo", "demo")
     assert "encoder after stage 2" in shown and "means of the places" in shown
     assert {path.name for path in empty.iterdir()} == {"demo", "runs"}
     assert (empty / "demo/evaluation/trained/report.html").is_file()
+    run("progeo", "evaluate", "demo/encoder", "--folder", "demo/city/test", "--out", "results")
+    results, demo = (
+        json.loads((empty / name / "recalls.json").read_text()) for name in ("results", "demo/evaluation/trained")
+    )
+    assert results["recalls"] == demo["recalls"]
+    run("progeo", "index", "build", "demo/encoder", "--folder", "demo/city/test/database", "--out", "city.index")
+    photo = min((empty / "demo/city/test/database").rglob("*.jpg"))
+    found = json.loads(run("progeo", "localize", str(photo), "--index", "city.index", "--json"))
+    assert found["matches"][0]["path"] == str(photo.resolve())

@@ -25,7 +25,7 @@ def serve(*, index: Path, host: str = "127.0.0.1", port: NonNegativeInt = 8000, 
         OSError: there is no index in the folder, or the port is taken.
     """
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise ValueError(f"serve needs {', '.join(missing)}, not installed: pip install -e '.[serve]'.")
+        raise ValueError(f"serve needs {', '.join(missing)}, not installed: pip install 'progeo[serve]'.")
     from progeo.service.server import check_host, listen, run_server, token_of
 
     options = replace(service, token=token_of(service))

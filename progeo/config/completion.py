@@ -32,7 +32,8 @@ def completion(words: Sequence[str], commands: Mapping[str, _Command]) -> str:
     for name, command in commands.items():
         group, _, last = name.rpartition(" ")
         if group not in groups:
-            groups[group] = groups[""].add_parser(group).add_subparsers()
+            names = ", ".join(each for each in commands if each.startswith(f"{group} "))
+            groups[group] = groups[""].add_parser(group, help=names).add_subparsers()  # shtab shows none without help
         parser = groups[group].add_parser(last, help=command.summary)
         if any(other.startswith(f"{name} ") for other in commands):
             groups[name] = parser.add_subparsers()

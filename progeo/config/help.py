@@ -1,10 +1,11 @@
-"""The help page of a command: an example, then its settings in groups."""
+"""The help pages of a command: examples, then its settings in groups, each in one line or with its whole text."""
 
 import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from progeo.config.examples import EXAMPLES
 from progeo.config.settings import NEEDED, Setting, shown
 
 COMMON = {
@@ -21,9 +22,19 @@ COMMON = {
 }
 """Options of every command, with their texts."""
 _INDENT, _MAX_WIDTH = 6, 120
+_MAX_COLUMN, _MIN_ROOM = 34, 30
+"""On the page with one line for each option, the maximum width of their column and the minimum width of a text."""
 
 
-def help_page(name: str, summary: str, example: str, words: tuple[str, ...], settings: Mapping[str, Setting]) -> str:
+def help_page(
+    name: str,
+    summary: str,
+    example: str,
+    words: tuple[str, ...],
+    settings: Mapping[str, Setting],
+    *,
+    brief: bool = False,
+) -> str:
     """Write the help page of a command.
 
     Args:
@@ -32,23 +43,36 @@ def help_page(name: str, summary: str, example: str, words: tuple[str, ...], set
         example: a command line.
         words: names of the settings that plain words give, see `parse_arguments`.
         settings: all of its settings.
+        brief: show the beginning of each text, in one line, instead of the whole text.
     """
     width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     plain = [word.removesuffix("...") for word in words]
     needed = [setting for setting in settings.values() if setting.default is NEEDED and setting.name not in plain]
     usage = ["progeo", name, *map(_plain_word, words), *(f"--{each.name} {_value(each)}" for each in needed)]
-    lines = [_sentence(summary), "", f"  {example}", "", f"usage: {' '.join(usage)} [OPTIONS]"]
-    sections: dict[str, list[Setting]] = {}
+    lines = [_sentence(summary), "", f"  {example}"]
+    for purpose, command in EXAMPLES.get(name, {}).items():
+        lines += [f"  # {purpose}", f"  {command}"]
+    lines += ["", f"usage: {' '.join(usage)} [OPTIONS]"]
+    sections: dict[str, dict[str, str]] = {}
     for setting in settings.values():
-        sections.setdefault(setting.section or "Options:", []).append(setting)
-    for section, group in sections.items():
-        lines += ["", section.removesuffix(".")]
-        for setting in group:
-            lines += [f"  --{setting.name} {_value(setting)}".rstrip(), *_wrapped(_text(setting), width)]
-    lines += ["", "Options of every command:"]
-    for option, text in COMMON.items():
-        lines += [f"  {option}", *_wrapped(text, width)]
+        option = f"--{setting.name} {_value(setting)}".rstrip()
+        sections.setdefault(setting.section.removesuffix(".") or "Options", {})[option] = _text(setting)
+    sections["Options of every command"] = COMMON
+    column = min(_MAX_COLUMN, max(len(option) for options in sections.values() for option in options))
+    for section, options in sections.items():
+        lines += ["", f"{section}:"]
+        for option, text in options.items():
+            lines += [_line(option, text, column, width)] if brief else [f"  {option}", *_wrapped(text, width)]
+    if brief:
+        lines += ["", f"progeo {name} --help shows the whole texts."]
     return "\n".join(lines)
+
+
+def _line(option: str, text: str, column: int, width: int) -> str:
+    """Show an option and the beginning of its text: its first sentence, or as many words as there is room for."""
+    room = max(width - max(column, len(option)) - 4, _MIN_ROOM)
+    sentence = text.partition(". ")[0].removesuffix(".")
+    return f"  {option:{column}}  {textwrap.shorten(sentence, room, placeholder=' ...')}"
 
 
 def _plain_word(word: str) -> str:

@@ -23,6 +23,8 @@ SECTIONS = "sections"
 """Metadata of a field that holds several option dataclasses by name: a function that returns these dataclasses.
 
 Their sections stand beside the field, not below it."""
+TITLE = "title"
+"""Metadata of a field that begins a group of its own in the help: the title of this group."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,10 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
     hints = get_type_hints(kind)
     docs = [_documented(base) for base in kind.__mro__[-2::-1]]
     texts = {each.arg_name: each.description for doc in docs for each in doc.params}
+    title = docs[-1].short_description or ""
     for field in dataclasses.fields(kind):
         hint, name = hints[field.name], f"{prefix}{field.name}"
+        title = field.metadata.get(TITLE, title)
         if SECTIONS in field.metadata:
             for section, options in field.metadata[SECTIONS]().items():
                 yield from _fields(options, f"{prefix}{section}.")
@@ -165,7 +169,7 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
             continue
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         text = _one_line(texts.get(field.name))
-        yield Setting(name, hint, NEEDED if default is MISSING else default, text, docs[-1].short_description or "")
+        yield Setting(name, hint, NEEDED if default is MISSING else default, text, title)
 
 
 @functools.cache

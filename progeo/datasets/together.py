@@ -62,7 +62,9 @@ def index_together(
     """
     index = index_file(out)
     make_folder(index.absolute().parent)
-    with TemporaryDirectory(prefix=f".{out.name}_", dir=index.absolute().parent) as scratch:
+    with TemporaryDirectory(
+        prefix=f".{out.name}_", dir=index.absolute().parent, ignore_cleanup_errors=True
+    ) as scratch:  # Windows removes no file that is mapped
         sources = [_opened(folder, Path(scratch) / str(number)) for number, folder in enumerate(folders)]
         roots = [source.catalogue.folder.resolve() for source in sources]
         root = shared_folder(roots)
@@ -75,7 +77,7 @@ def index_together(
                 check(catalogue)
 
         seen = {
-            f"{name}/{path}" if not path.startswith("/") else path: changed
+            f"{name}/{path}" if not Path(path).is_absolute() else path: changed
             for name, source in zip(names, sources, strict=True)
             for path, changed in source.seen.items()
         }

@@ -41,7 +41,7 @@ def start_accelerator(
     """
     missing = set(trackers) - {str(available) for available in get_available_trackers()}
     if missing:
-        raise ValueError(f"trackers names {', '.join(sorted(missing))}, not installed: pip install -e '.[track]'.")
+        raise ValueError(f"trackers names {', '.join(sorted(missing))}, not installed: pip install 'progeo[track]'.")
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,

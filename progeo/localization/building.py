@@ -108,7 +108,7 @@ def build_place_index(
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     if folder is not None and options.of == "means":
         classifier = extract_class_means(read_catalogue(folder), encoder_name, classes, extract)
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # Windows removes no file that is mapped
         if classifier is not None:
             rows = _rows_of_classes(classifier, Path(scratch))
         else:

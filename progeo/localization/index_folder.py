@@ -153,7 +153,8 @@ def _remove(path: Path) -> None:
         remove_folder(path, ignore_errors=True)
         sync(path.parent)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows removes no file that is mapped; the next command does
+            path.unlink(missing_ok=True)
 
 
 def _named(folder: Path) -> set[str]:

@@ -39,7 +39,7 @@ def in_folder(folder: Path | RemotePath) -> Choice:
         before, _, archive = folder.around
         ends = [(before, archive)]
     else:
-        ends = [(f"{os.path.normpath(path)}/", "") for path in {folder.absolute(), folder.resolve()}]
+        ends = [(f"{_normal(path)}/", "") for path in {folder.absolute(), folder.resolve()}]
 
     def chosen(part: OpenedPart) -> np.ndarray:
         paths = part.images.table["path"]
@@ -62,8 +62,13 @@ def with_paths(file: Path) -> Choice:
         raise ValueError(f"`paths` {file} is no text in UTF-8: {error}.") from None
     if not lines:
         raise ValueError(f"`paths` {file} names no image: it should have a path on each line.")
-    names = [line if is_remote(line) else os.path.normpath(Path(line).absolute()) for line in lines]
+    names = [line if is_remote(line) else _normal(Path(line).absolute()) for line in lines]
     return _of_paths(pa.chunked_array([pa.array(names, pa.large_string())]))
+
+
+def _normal(path: Path) -> str:
+    """Return a path as an index stores it: without `..`, and with slashes, also on Windows."""
+    return Path(os.path.normpath(path)).as_posix()
 
 
 def _of_paths(paths: pa.ChunkedArray) -> Choice:

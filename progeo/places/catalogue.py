@@ -7,8 +7,8 @@ images stored elsewhere. Every argument that takes an image folder accepts eithe
 import hashlib
 import json
 import logging
-import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -281,7 +281,7 @@ def check_files(catalogue: Catalogue) -> None:
 
 def are_absolute(names: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return which names, large_string, are absolute paths or URLs, which lie in no folder, bool (N,)."""
-    if _holds(b"://", names):  # regular expressions for each name take longer
+    if sys.platform == "win32" or _holds(b"://", names):  # regular expressions for each name take longer
         return pc.match_substring_regex(names, IS_ABSOLUTE)
     return pc.starts_with(names, "/")
 
@@ -303,8 +303,8 @@ def count_repeated(names: pa.ChunkedArray) -> int:
 
 
 def _with_slash(folder: Path) -> str:
-    """Return the absolute path of a folder with one slash at its end, also of the root folder."""
-    return os.path.join(folder.resolve(), "")  # noqa: PTH118
+    """Return the absolute path of a folder, with slashes on Windows too, and one at its end, also of the root."""
+    return f"{folder.resolve().as_posix().rstrip('/')}/"
 
 
 def _bytes_of(texts: pa.LargeStringArray) -> memoryview:

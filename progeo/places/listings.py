@@ -1,7 +1,6 @@
 """Listings of object storage: the paths of images in files that the storage or its programs write."""
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ def _prefixes(root: Path | RemotePath) -> list[str]:
     """Return what the URLs or paths of the files of a folder begin with; those of a local one may also be absolute."""
     if isinstance(root, RemotePath):
         return [root.around[0]]
-    return [os.path.join(each, "") for each in dict.fromkeys([root, root.absolute()])]  # noqa: PTH118, ends with one /
+    return [f"{each.as_posix().rstrip('/')}/" for each in dict.fromkeys([root, root.absolute()])]
 
 
 def _key_prefix(root: Path | RemotePath) -> str:

@@ -36,7 +36,7 @@ def check_figure(path: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ValueError(
-            f"`out` {path.name} needs matplotlib: pip install -e '.[plot]', or name a page, such as "
+            f"`out` {path.name} needs matplotlib: pip install 'progeo[plot]', or name a page, such as "
             f"{path.with_suffix('.html').name}."
         ) from None
 

@@ -197,6 +197,8 @@ def _decode_until_closed(connection: Connection, max_pixels: int) -> None:
     """Decode what comes through the pipe, in the process for it, until the other end is closed."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C, and what else signals all processes of a terminal, leaves it to finish its requests
+    else:  # Windows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so does what signals all processes of a service
     if resource is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a memory image on disk would hold a photo

@@ -10,7 +10,7 @@ from progeo.engine.options import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
-    """How photos are localized over HTTP, and the limits of requests."""
+    """How photos are localized over HTTP."""
 
     token: str | None = field(default=None, repr=False)
     """Secret that requests must give as "Authorization: Bearer TOKEN". null takes it from the environment variable
@@ -26,7 +26,9 @@ class ServiceOptions:
     """Maximum number of photos that the encoder gets at once."""
     decoders: PositiveInt = field(default_factory=lambda: min(4, usable_cores()))
     """Number of processes that decode photos."""
-    max_photos: PositiveInt = 16
+    reload_s: PositiveFloat = 2
+    """Seconds between looks at whether the place index was changed by another command."""
+    max_photos: PositiveInt = field(default=16, metadata={"title": "Limits of requests"})
     """Maximum number of photos in a request."""
     max_upload_mb: PositiveInt = 32
     """Maximum size of a request, in megabytes."""
@@ -39,9 +41,7 @@ class ServiceOptions:
     which its answer must be taken."""
     answer_s: PositiveFloat = 30
     """Seconds within which a request must be answered once it is received; later ones are refused with status 503."""
-    reload_s: PositiveFloat = 2
-    """Seconds between looks at whether the place index was changed by another command."""
-    no_images: bool = False
+    no_images: bool = field(default=False, metadata={"title": "What pages and answers show"})
     """Do not show images of the index."""
     show_paths: bool = False
     """Show absolute paths of images of the index instead of their names."""

@@ -1,7 +1,7 @@
 """Options of both training stages."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -80,9 +80,16 @@ class PromptOptions:
     initial_words: str | None = None
     """Words that the vectors start from, such as "a photo of a street corner in", of context_length tokens. null starts
     from noise."""
-    image_size: int | tuple[int, int] = 224
+    image_size: int | tuple[int, int] = field(default=224, metadata={"title": "Stage 1: image features"})
     """Size in pixels of the images whose features stage 1 extracts: one side of a square, or height and width."""
-    epochs: PositiveInt = 60
+    batch_norm: BatchNormMode = "calibrated"
+    """Batch-norm statistics while image features are extracted. eval takes the running statistics of the weights;
+    calibrated does too, except for weights that were never trained on images, which take the statistics of one pass
+    over at most 4,096 of the images; batch takes the statistics of each batch of data.eval_batch_size random images, as
+    the published code does."""
+    feature_cache: Path = Path("runs/feature_cache")
+    """Cache folder for image features, which later runs reuse."""
+    epochs: PositiveInt = field(default=60, metadata={"title": "Stage 1: steps, loss and checkpoints"})
     """Number of epochs for each group."""
     batch_size: PositiveInt = 512
     """Number of images per batch."""
@@ -100,16 +107,9 @@ class PromptOptions:
     normalized."""
     normalized: bool = False
     """L2-normalize image and text features before the loss. The published method uses raw features."""
-    batch_norm: BatchNormMode = "calibrated"
-    """Batch-norm statistics while image features are extracted. eval takes the running statistics of the weights;
-    calibrated does too, except for weights that were never trained on images, which take the statistics of one pass
-    over at most 4,096 of the images; batch takes the statistics of each batch of data.eval_batch_size random images, as
-    the published code does."""
     checkpoint_minutes: NonNegativeFloat = 5.0
     """Minimum number of minutes between checkpoints at the end of epochs. 0 writes one after every epoch. A stop by
     Ctrl-C or SIGTERM writes one, too."""
-    feature_cache: Path = Path("runs/feature_cache")
-    """Cache folder for image features, which later runs reuse."""
     log_every: PositiveInt | None = 50
     """Number of steps between rows of metrics.jsonl with mean losses, learning rate, throughput and memory, besides
     those of epochs. null writes none."""
@@ -329,7 +329,26 @@ class TrainerOptions:
 
     epochs: PositiveInt = 64
     """Number of epochs. Each trains on one group and ends with a validation."""
-    schedule: Schedule = "constant"
+    ema_decay: OpenUnitInterval | None = None
+    """Decay of an exponential moving average of the encoder's weights over the steps, such as 0.999. The averaged
+    encoder is validated and kept, with the classifiers as they are. null uses the weights themselves."""
+    max_gradient_norm: PositiveFloat | None = None
+    """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
+    skip_not_finite: bool = False
+    """Skip and count a step whose loss or gradient is not finite, instead of stopping. After 100 such steps in a row
+    training stops all the same."""
+    generations: tuple[PositiveInt, ...] = ()
+    """Number of epochs of each generation, such as 5 5 5 5, together training.epochs. Each begins with the encoder of
+    the beginning again, learns soft labels from the encoder of the generation before, and starts the schedule anew
+    (SFRS, WAKD). Empty trains a single generation."""
+    tf32: bool = True
+    """Let a GPU round the factors of float32 matrix products and convolutions to TF32's 10 bits in training steps,
+    several times as fast and more exact than bf16. Losses are computed in float32, and validation is as it is without.
+    false also computes convolutions in float32, which PyTorch does not by default."""
+    cudnn_benchmark: bool = False
+    """Let a GPU measure which algorithm of each convolution is the fastest, in the first steps. A resumed run may
+    choose others, so that it does not end with the very same bits."""
+    schedule: Schedule = field(default="constant", metadata={"title": "Stage 2: the schedule of the learning rates"})
     """Schedule of the learning rates: constant; cosine, which decays to zero over all epochs at every step;
     cosine_epochs, the same once per epoch; linear, which falls to end_factor over decay_steps; step, which multiplies
     them by decay_factor after every decay_epochs epochs; plateau, which does so after decay_epochs epochs without a
@@ -349,19 +368,7 @@ class TrainerOptions:
     min_learning_rate: PositiveFloat | None = None
     """End the training when the schedule has lowered the learning rate of the encoder below this. null trains all
     epochs."""
-    ema_decay: OpenUnitInterval | None = None
-    """Decay of an exponential moving average of the encoder's weights over the steps, such as 0.999. The averaged
-    encoder is validated and kept, with the classifiers as they are. null uses the weights themselves."""
-    max_gradient_norm: PositiveFloat | None = None
-    """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
-    skip_not_finite: bool = False
-    """Skip and count a step whose loss or gradient is not finite, instead of stopping. After 100 such steps in a row
-    training stops all the same."""
-    generations: tuple[PositiveInt, ...] = ()
-    """Number of epochs of each generation, such as 5 5 5 5, together training.epochs. Each begins with the encoder of
-    the beginning again, learns soft labels from the encoder of the generation before, and starts the schedule anew
-    (SFRS, WAKD). Empty trains a single generation."""
-    patience: PositiveInt | None = None
+    patience: PositiveInt | None = field(default=None, metadata={"title": "Stage 2: the last epoch, and what is kept"})
     """Number of epochs without a better validation (its R@1 or LR@1) after which training stops early. The one before
     training does not count. null trains all epochs."""
     keep: Keep = "best"
@@ -376,13 +383,6 @@ class TrainerOptions:
     log_every: PositiveInt | None = 50
     """Number of steps between rows of metrics.jsonl with mean losses, learning rates, throughput and memory, besides
     those of epochs. null writes none."""
-    tf32: bool = True
-    """Let a GPU round the factors of float32 matrix products and convolutions to TF32's 10 bits in training steps,
-    several times as fast and more exact than bf16. Losses are computed in float32, and validation is as it is without.
-    false also computes convolutions in float32, which PyTorch does not by default."""
-    cudnn_benchmark: bool = False
-    """Let a GPU measure which algorithm of each convolution is the fastest, in the first steps. A resumed run may
-    choose others, so that it does not end with the very same bits."""
 
     def __post_init__(self) -> None:
         if not self.generations:
@@ -422,7 +422,7 @@ class Generation:
 class TrainingOptions(TrainerOptions):
     """Stage 2: training the image encoder."""
 
-    batches: str = "classes"
+    batches: str = field(default="classes", metadata={"title": "Stage 2: batches"})
     """How batches are drawn: classes draws images_per_class images of each of several classes of a group (P x K
     sampling); places does so with the places that data.train_folder names, as GSV-Cities does, of at least
     cells.min_images_per_class images, one region (city) after the other; tuples mines queries with a positive and hard
@@ -447,7 +447,10 @@ class TrainingOptions(TrainerOptions):
     memory."""
     compile: bool = False
     """Compile augmentation and encoder together with torch.compile: minutes at the start, faster steps."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    cache_images: bool = False
+    """Keep decoded training images in memory, at 3 bytes per pixel of the files. Fast for a small set; every image must
+    be readable."""
+    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"title": "Stage 2: the optimizer"})
     """Optimizer of encoder and heads."""
     momentum: ClosedUnitInterval = 0.9
     """Momentum of sgd."""
@@ -466,12 +469,9 @@ class TrainingOptions(TrainerOptions):
     """Weight decay of the encoder's matrices and kernels: decoupled with adamw, part of the gradient with sgd."""
     decay_norms: bool = False
     """Let the encoder's norms and biases decay too, as the published NetVLAD, SFRS and WAKD do."""
-    fixed_target: bool = False
+    fixed_target: bool = field(default=False, metadata={"title": "Stage 2: training the image encoder."})
     """Take the encoder of the beginning as the target of all generations, as the published WAKD does, instead of that
     of the generation before."""
-    cache_images: bool = False
-    """Keep decoded training images in memory, at 3 bytes per pixel of the files. Fast for a small set; every image must
-    be readable."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

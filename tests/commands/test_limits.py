@@ -64,7 +64,7 @@ def run(*words, cache):
         pytest.param("random", ["--faiss", "IVF1,Flat"], marks=pytest.mark.slow),
         ("zero", ["--faiss", "IVF1,Flat"]),
         pytest.param("random", ["--query_preprocessing", "maj_voting"], marks=pytest.mark.slow),
-        ("zero", ["--query_preprocessing", "maj_voting"]),
+        pytest.param("zero", ["--query_preprocessing", "maj_voting"], marks=pytest.mark.slow),
     ],
 )
 def test_few_or_identical_images_have_their_recall(kind, encoder, more, sets, encoders, tmp_path):

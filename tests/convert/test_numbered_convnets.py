@@ -52,7 +52,10 @@ def test_files_without_counts_of_batch_norm_and_with_module_before_each_name_are
     assert encoder.image_size == (480, 640)
 
 
-@pytest.mark.parametrize("wrappers", ["module.module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "wrappers",
+    ["module._orig_mod.", *(pytest.param(each, marks=pytest.mark.slow) for each in ("module.module.", "_orig_mod."))],
+)
 def test_wrappers_before_each_name_are_removed_and_a_name_that_is_then_double_is_refused(wrappers, tmp_path):
     state = cosplace("resnet18").state_dict()
     wrapped = {f"{wrappers}{name}": value for name, value in state.items()}

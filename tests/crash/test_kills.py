@@ -72,7 +72,7 @@ def test_a_killed_command_is_run_again_with_the_same_result(name, world, undistu
     assert count.wrong == []
 
 
-QUICK = ("export beside a file", "dataset scan", "index add", "evaluate")
+QUICK = ("dataset scan", "index add")
 
 
 @pytest.mark.parametrize("name", QUICK)

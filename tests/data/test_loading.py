@@ -1,3 +1,4 @@
+import multiprocessing
 from functools import partial
 
 import numpy as np
@@ -109,6 +110,28 @@ def test_training_batches_have_channels_last_in_memory(folder, num_workers, kind
     assert torch.equal(pixels, torch.stack([images[key][0] for key in batch]))
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     assert (labels.tolist(), rows.tolist()) == ([1, 0, 1], [3, 1, 5])
+
+
+@pytest.fixture
+def spawning():
+    """Processes that start as on macOS and Windows: anew, from what is pickled for them."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_a_worker_that_is_spawned_reads_what_this_process_reads(folder, spawning):
+    (folder / "@3@0@.png").write_bytes(b"no image")
+    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 48)))
+    crop = RandomCrop((24, 24), (0.5, 1.0), (0.75, 1.33))
+    labeled = LabeledImages(images, np.arange(6), np.array([0, 2, 6]), crop)
+    batches = [[(row, np.linspace(0.1, 0.9, CROP_DRAWS)) for row in rows] for rows in ([1, 3], [5])]
+    here, there = (list(build_loader(labeled, batches, num_workers=number)) for number in (0, 1))
+    for mine, theirs in zip(here, there, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(mine.items, theirs.items, strict=True))
+        assert mine.replaced == theirs.replaced
+    assert list(here[0].replaced) == [1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -239,7 +239,9 @@ def test_a_run_on_places_resumes_with_the_same_places_only(config, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@pytest.mark.parametrize("how", [{"num_workers": 4}, {"num_workers": 2, "cache_images": True}])
+@pytest.mark.parametrize(
+    "how", [{"num_workers": 4}, pytest.param({"num_workers": 2, "cache_images": True}, marks=pytest.mark.slow)]
+)
 def test_batches_are_the_same_bits_with_any_number_of_workers_and_from_memory(kind, catalogue, how):
     assert_same(draw(catalogue, kind, **how), draw(catalogue, kind, num_workers=0))
 

@@ -84,7 +84,7 @@ def test_what_it_needs_and_does_not_get_is_refused(name):
         assert need in NEEDS
 
 
-@by_default("head", "text", "multi_similarity", "tuples", "regions", "cosine")
+@by_default("head", "text", "multi_similarity", "cosine")  # tuples and regions: test_tuples.py
 def test_a_training_with_it_alone_that_is_resumed_ends_with_the_same_bits(name, settings, config, tmp_path):
     epochs_before = LOSS_TERMS[name].first_generation
     check_resume(training_builder(config, settings), tmp_path, epochs_before=epochs_before)

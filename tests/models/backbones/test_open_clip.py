@@ -114,12 +114,12 @@ def test_weights_from_the_hub_are_read_from_its_cache_in_its_layout(hub):
     [
         ("text_cfg.no_causal_mask", True),
         ("text_cfg.pool_type", "last"),
-        ("text_cfg.heads", 4),
-        ("text_cfg.norm_kwargs", {"eps": 0.1}),
+        pytest.param("text_cfg.heads", 4, marks=pytest.mark.slow),
+        pytest.param("text_cfg.norm_kwargs", {"eps": 0.1}, marks=pytest.mark.slow),
         ("vision_cfg.norm_kwargs", {"eps": 0.1}),
-        ("vision_cfg.act_kwargs", {"approximate": "tanh"}),
+        pytest.param("vision_cfg.act_kwargs", {"approximate": "tanh"}, marks=pytest.mark.slow),
         ("vision_cfg.head_width", 64),
-        ("vision_cfg.pool_type", "avg"),
+        pytest.param("vision_cfg.pool_type", "avg", marks=pytest.mark.slow),
         ("quick_gelu", True),
     ],
 )

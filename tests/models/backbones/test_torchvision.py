@@ -192,7 +192,14 @@ def test_weights_of_a_local_file_are_those_of_the_classifier(architecture, suffi
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
-@pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "model.", "module.encoder_q."])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "module.",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("_orig_mod.", "model.", "module.encoder_q.")),
+    ],
+)
 def test_weights_are_read_from_a_checkpoint_of_any_training(before, tmp_path, capsys):
     state = classifier("resnet18", seed=3).state_dict()
     named = {f"{before}{name}": tensor for name, tensor in state.items()}
