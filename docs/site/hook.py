@@ -36,7 +36,7 @@ GROUPS = {
     "dataset": "Data",
 }
 """First word of a command -> its group on the page of help; of other commands, "More"."""
-_COLUMNS = 88
+_COLUMNS = 78
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -64,11 +64,7 @@ def help_of_every_command() -> str:
     groups = defaultdict(list)
     for name in COMMANDS:
         groups[GROUPS.get(name.partition(" ")[0], "More")].append(name)
-    lines = [
-        "# Help of every command",
-        "",
-        "`progeo COMMAND --help` prints the same; sections of settings are those of YAML.",
-    ]
+    lines = ["# Help of every command", "", "This is what `progeo COMMAND --help` prints."]
     for group, names in groups.items():
         lines += ["", f"## {group}"]
         for name in names:
