@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ OTHER_FLAGS |= {
     "rows",
     "added_to",
     "dim",
+    "shm",
 }  # of accelerate, benchmarks and other programs
 OTHER_FLAGS |= {"pull.weight"}  # of docs/my_method.py
 TRAINING = settings_of(COMMANDS["train"].load())
@@ -85,6 +87,7 @@ def test_command_lines_are_found_on_every_page_that_has_some():
     pages = [page for page, _ in SHOWN]
     assert len([page for page in pages if page == "README.md"]) >= 18
     names = ("data", "evaluation", "export", "import", "localization", "training")
+    names += ("own_photos", "reproduce", "tour", "troubleshooting")
     assert {*HEADS, *(f"docs/{name}.md" for name in names)} <= set(pages)
 
 
@@ -117,6 +120,13 @@ def test_every_command_is_listed_and_no_other():
 def test_every_config_is_listed_and_no_other():
     names = {path.relative_to(ROOT / "progeo/configs").with_suffix("").as_posix() for path in CONFIGS}
     assert set(re.findall(r"^\| `([\w/]+)` \|", PAGES["docs/training.md"].split("## Where")[0], flags=re.M)) == names
+
+
+def test_every_extra_is_listed_and_no_other():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    section = PAGES["docs/install.md"].split("### Extras")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == set(setup["options.extras_require"])
 
 
 def test_every_protocol_is_listed_with_its_counts_and_no_other():
