@@ -321,6 +321,8 @@ def _from_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedAr
 
 def _codes(texts: pa.Array | pa.ChunkedArray, words: list[str]) -> np.ndarray:
     """Return which of the words each text is in any case, int32 (N,), -1 if none; each different text is read once."""
+    if not len(texts):
+        return np.empty(0, np.int32)
     different = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
     if isinstance(different, pa.ChunkedArray):
         different = different.unify_dictionaries().combine_chunks()

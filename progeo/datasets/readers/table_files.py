@@ -119,7 +119,7 @@ def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
     dataset = _dataset(folder, files)
     names = [field.name for field in dataset.schema if not pa.types.is_nested(field.type)]
     needed = list(filter(needs, names)) or names
-    yield _decoded(pa.table({name: pa.array([], dataset.schema.field(name).type) for name in needed}))
+    yield _decoded(dataset.schema.empty_table().select(needed))
     read, size = 0, sum(Path(file).stat().st_size for file in files)
     for batch in dataset.to_batches(columns=needed, batch_size=ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1):
         table = pa.Table.from_batches([batch])
@@ -130,7 +130,8 @@ def _batches(folder: Path, needs: Callable[[str], bool]) -> Iterator[pa.Table]:
 
 def _dataset(folder: Path, files: Sequence[str]) -> pa_dataset.Dataset:
     """Open the Parquet files below a folder, with texts in dictionaries and with a column for each NAME of folders."""
-    fields = [field for file in files for field in pa_parquet.read_schema(file)]
+    schemas = [pa_parquet.read_schema(file) for file in files]
+    fields = [field for schema in schemas for field in schema]
     texts = {field.name for field in fields if _is_text(field.type)}
     form = pa_dataset.ParquetFileFormat(read_options=pa_dataset.ParquetReadOptions(dictionary_columns=sorted(texts)))
     folders = dict.fromkeys(part for file in files for part in Path(file).relative_to(folder).parent.parts)
@@ -141,7 +142,13 @@ def _dataset(folder: Path, files: Sequence[str]) -> pa_dataset.Dataset:
         partitioning=pa_dataset.HivePartitioning(pa.schema(keys)), partition_base_dir=str(folder)
     )
     factory = pa_dataset.FileSystemDatasetFactory(pa_fs.LocalFileSystem(), files, form, options)
-    return factory.finish(factory.inspect(promote_options="permissive"))
+    with_dictionaries = [pa.schema(map(_as_dictionary, schema)) for schema in schemas]
+    return factory.finish(pa.unify_schemas([*with_dictionaries, pa.schema(keys)], promote_options="permissive"))
+
+
+def _as_dictionary(field: pa.Field) -> pa.Field:
+    is_plain = _is_text(field.type) and not pa.types.is_dictionary(field.type)
+    return field.with_type(pa.dictionary(pa.int32(), field.type)) if is_plain else field
 
 
 def _is_text(kind: pa.DataType) -> bool:
