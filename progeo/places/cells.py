@@ -81,7 +81,8 @@ def class_ids(
     """Compute the class id of each image: its square cell and its heading bin.
 
     Args:
-        east, north: UTM meters, (N,).
+        east: UTM meters, (N,).
+        north: UTM meters, (N,).
         heading: degrees clockwise from north, (N,); NaN (unknown) falls into bin 0.
         cell_side_m: side of a cell, M in the paper.
         heading_bin_deg: width of a heading bin, alpha in the paper; must divide 360.
@@ -111,7 +112,8 @@ def group_ids(
 
     Args:
         class_ids: int64 (N, 3), as returned by `class_ids`.
-        cell_side_m, heading_bin_deg: as passed to `class_ids`.
+        cell_side_m: as passed to `class_ids`.
+        heading_bin_deg: as passed to `class_ids`.
         groups_per_side: N in the paper, distance in cells between neighboring classes of a group.
         groups_per_heading: L in the paper, distance in heading bins between neighboring classes of a group; must divide
             the number of bins.

@@ -61,11 +61,12 @@ def find_candidates(
     """Find the positives of each query, and the images too near to it to be its negatives.
 
     Args:
-        query_m, database_m: positions in meters, such as UTM east and north, (Q, 2) and (N, 2).
+        query_m: positions in meters, such as UTM east and north, (Q, 2).
+        database_m: positions in meters, (N, 2).
         positive_radius_m: an image within this many meters, inclusive, is a positive.
         exclusion_radius_m: an image within this many meters, inclusive, is no negative.
-        query_panoramas, database_panoramas: panorama of each image, (Q,) and (N,): images of the panorama of the query
-            are no positives. None if unknown.
+        query_panoramas: panorama of each query, (Q,): images of the same panorama are no positives. None if unknown.
+        database_panoramas: panorama of each image of the database, (N,). None if unknown.
         query_rows: database row of each query, int64 (Q,), -1 for one that is no database image: an image is no
             positive of itself. None if no query is.
 

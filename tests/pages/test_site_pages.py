@@ -1,0 +1,55 @@
+"""The site that `make docs` builds: without warnings, without requests, and with a search, opened from its files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from progeo.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("material", reason="the site needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    return folder
+
+
+def test_no_page_is_wider_than_its_window_or_asks_another_host(site, open_page):
+    pages = [page for page in sorted(site.glob("*.html")) if page.name != "404.html"]  # that is for servers
+    assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
+    for width, dark in ((390, True), (1280, False)):
+        opened = open_page(pages[0], width=width, dark=dark)
+        for page in pages:
+            opened.goto(page.as_uri())
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width, page.name
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_search_finds_a_setting_from_files(site, open_page, width):
+    page = open_page(site / "index.html", width=width)
+    if width < 500:
+        page.locator("label.md-header__button[for=__search]").click()
+    page.locator(".md-search__input").press_sequentially("heading_bin_deg")
+    page.locator(".md-search-result__item").first.wait_for()
+    assert page.locator(".md-search-result__item a[href*='help.html']").count()
+    page.locator(".md-search-result__link").first.click()
+    page.wait_for_url(lambda url: not url.endswith("index.html"))
+    assert page.locator("mark", has_text="heading_bin_deg").count()
+
+
+def test_the_help_of_every_command_is_on_its_page(site):
+    text = (site / "help.html").read_text(encoding="utf-8")
+    assert all(f'id="progeo-{name.replace(" ", "-")}"' in text for name in COMMANDS)
+
+
+def test_the_documentation_of_python_is_that_of_the_code(site, open_page):
+    page = open_page(site / "api.html")
+    assert "where the encoder runs, such as" in page.locator("main").inner_text()
