@@ -21,10 +21,10 @@ def written(monkeypatch, capsys):
 
 
 def test_an_entry_has_its_time_level_and_translated_text_on_one_line(written):
-    LOGGER.info("`out` is\n%s \x1b[2J", "\udce9")
+    LOGGER.info("`out` is\n%s \x1b[2J", "\xe9")
     LOGGER.warning("careful")
     first, second = written()
-    assert (first["level"], first["event"]) == ("info", "--out is\n\udce9 \x1b[2J")
+    assert (first["level"], first["event"]) == ("info", "--out is\n\xe9 \x1b[2J")
     assert (second["level"], second["event"]) == ("warning", "careful")
     at = datetime.fromisoformat(first["time"])
     assert at.utcoffset().total_seconds() == 0
