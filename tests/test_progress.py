@@ -1,5 +1,6 @@
 import logging
 import os
+import select
 import sys
 import termios
 import time
@@ -39,6 +40,10 @@ def listening(of_record):
     logger.setLevel(level)
 
 
+def _available(terminal):
+    return os.read(terminal, 10_000).decode() if select.select([terminal], [], [], 0.2)[0] else ""
+
+
 @contextmanager
 def terminal(monkeypatch):
     """A terminal as stderr; yields a function that reads what it got."""
@@ -46,7 +51,7 @@ def terminal(monkeypatch):
     termios.tcsetwinsize(other, (24, 120))
     with os.fdopen(other, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
-        yield lambda: os.read(main, 10_000).decode()
+        yield lambda: "".join(iter(lambda: _available(main), ""))
     os.close(main)
 
 
