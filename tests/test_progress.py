@@ -171,8 +171,9 @@ def test_items_are_followed_by_their_sizes(lines, monkeypatch):
 
 def test_a_phase_shows_that_time_passes(lines, monkeypatch):
     monkeypatch.setattr("progeo.progress._TICK_S", 0.01)
-    with terminal(monkeypatch) as shown, phase("training the index"):
-        time.sleep(0.05)
+    with terminal(monkeypatch) as shown:
+        with phase("training the index"):
+            time.sleep(0.05)
         text = shown()
     assert "training the index [00:00]" in text and lines == []
     monkeypatch.setattr("progeo.progress.INTERVAL_S", 0.02)
