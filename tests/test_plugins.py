@@ -101,7 +101,7 @@ def test_settings_are_read_after_the_plugin(words, plugin, capsys, monkeypatch):
     assert capsys.readouterr().out == "e 0.7\n"
     main(["export", "--help", *words])
     shown = capsys.readouterr().out
-    assert "Settings of my method\n  --strength NUMBER\n      Strength of my method. (default: 0.5)" in shown
+    assert "Settings of my method:\n  --strength NUMBER\n      Strength of my method. (default: 0.5)" in shown
     assert "--plugin FILE" in shown
 
 

@@ -39,5 +39,5 @@ def test_a_series_without_points_is_not_in_the_key_and_leaves_the_others_their_c
 def test_without_matplotlib_the_sentence_says_how_to_install_it(tmp_path, monkeypatch):
     check_figure(tmp_path / "a.svg")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"`out` a\.svg needs matplotlib: pip install -e '\.\[plot\]'.*a\.html"):
+    with pytest.raises(ValueError, match=r"`out` a\.svg needs matplotlib: pip install 'progeo\[plot\]'.*a\.html"):
         check_figure(tmp_path / "a.svg")
