@@ -92,6 +92,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures the memory of Linux")
 def test_a_large_image_is_copied_once_only():
     stream = io.BytesIO()

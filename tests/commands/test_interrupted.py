@@ -26,6 +26,7 @@ def test_an_interrupted_evaluation_continues(number, city, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("rows_*")} == rows
 
 
+@pytest.mark.slow
 def test_an_extraction_that_is_interrupted_leaves_no_half_file(city, tmp_path):
     cache = tmp_path / "cache"
     where = ["--folder", city / "val", "--descriptor_cache", cache, "--num_workers", 1, "--out", tmp_path / "out"]

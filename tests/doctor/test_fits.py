@@ -9,7 +9,9 @@ SETTINGS = {"batch_sizes": (1, 2, 16), "free_bytes": 10**9}
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("architecture", ["tiny-resnet", "tiny-vit", "mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "architecture", ["tiny-resnet", "tiny-vit", pytest.param("mobilenet_v3_large", marks=pytest.mark.slow)]
+)
 def test_what_is_estimated_without_weights_is_what_a_training_with_them_keeps(architecture, precision):
     encoder = build_encoder(architecture, "random", 64)
     images = image_memory(encoder, (64, 64), choose_processor("cpu", precision))
@@ -31,6 +33,7 @@ def test_the_largest_batch_fits_and_one_more_image_does_not():
     assert none.max_batch == 0
 
 
+@pytest.mark.slow
 def test_image_sizes_are_those_that_a_network_takes():
     patches = "timm/vit_small_patch14_dinov2"
     fits = list_fits([patches, "tiny-resnet"], image_sizes=(60, 70, 72), mixed_precision="no", **SETTINGS)

@@ -215,7 +215,8 @@ def test_search_and_recall_cost_in_proportion_to_database_and_queries(grows):
     check_growth(run, thrice(500))
 
 
-@pytest.mark.parametrize("grows", [pytest.param("database", marks=pytest.mark.slow), "queries"])
+@pytest.mark.slow
+@pytest.mark.parametrize("grows", ["database", "queries"])
 def test_an_evaluation_costs_in_proportion_to_database_and_queries(grows, few, encoder, tmp_path):
     outs = (tmp_path / f"results{number}" for number in count())
 
