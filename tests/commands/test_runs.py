@@ -25,6 +25,7 @@ def printed(capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_a_table_and_a_file_of_each_kind(run, printed, tmp_path):
     table = printed(run).splitlines()
     assert [line.split("  ")[0] for line in table] == ["run", "run", "run"]

@@ -66,6 +66,7 @@ def test_a_template_that_cannot_work_is_refused_before_features_are_extracted(ow
     assert not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow
 def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_path):
     def shards() -> list[Path]:
         return sorted((tmp_path / "features").glob("*/rows_*.npy"))
@@ -109,6 +110,7 @@ def test_only_groups_that_are_not_finished_are_trained_again(run, config, tmp_pa
     assert metrics_of(tmp_path / "stage1") == metrics_of(run / "stage1")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -381,6 +383,7 @@ def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_fea
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_run_from_before_images_were_resized_bicubic_keeps_bilinear_features(own_config, tmp_path):
     state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
     save_file(state, tmp_path / "clip.safetensors", {"interpolation": "bicubic"})

@@ -67,6 +67,7 @@ def test_its_encoder_leaves_as_onnx(whole, tmp_path):
     assert files_in(tmp_path / "netvlad") == {"model.onnx", "README.md"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_mines_ends_with_the_same_bits(settings, whole, tmp_path):
     file = written(settings, tmp_path, "run")
     kill_before("rows_00001.npy", "stage2_image.py", "--config", file)

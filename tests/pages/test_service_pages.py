@@ -163,7 +163,7 @@ def test_a_position_that_is_typed_or_picked_restricts_the_search(open_service, k
     ("field", "wrong", "told", "correct"),
     [
         ("near", "37.7 N, abc", "such as 37.7749, -122.4194", ""),
-        ("radius", "0", "meters above 0", "300000"),
+        pytest.param("radius", "0", "meters above 0", "300000", marks=pytest.mark.slow),
         pytest.param("top", "1.5", "from 1 to 20", "3", marks=pytest.mark.slow),
         pytest.param("top", "200", "from 1 to 20", "3", marks=pytest.mark.slow),
         pytest.param("near", "0, 181", "such as 37.7749, -122.4194", "", marks=pytest.mark.slow),
@@ -290,7 +290,7 @@ def test_pictures_that_failed_are_asked_for_again(open_service, known):
     assert page.get_by_text("line between 1 matched point").is_visible()
 
 
-@pytest.mark.parametrize("orientation", ["exif", "ignore"])
+@pytest.mark.parametrize("orientation", [pytest.param("exif", marks=pytest.mark.slow), "ignore"])
 def test_lines_are_drawn_only_if_photos_were_matched_upright(orientation, open_service, tmp_path):
     image = Image.new("RGB", (80, 40), "gray")
     image.getexif()[0x0112] = 6  # shown as 40 x 80 pixels
