@@ -17,7 +17,7 @@ from progeo.cli import COMMANDS, main
 
 LOGGER = logging.getLogger("mkdocs.hooks.progeo")
 ROOT = Path(__file__).parents[2]
-PROJECT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PROJECT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
 """Pages beside docs/; they link to `docs/NAME`, and pages in docs/ to `../NAME`. On the site all are in one folder."""
 GROUPS = {
     "train": "Train",
