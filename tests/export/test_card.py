@@ -77,6 +77,21 @@ def test_the_facts_count_parameters_and_operations_and_name_three_licenses(tmp_p
     assert "| intended use |" not in text
 
 
+class Attention(nn.Module):
+    """Attention of pixels to all pixels."""
+
+    def forward(self, images):
+        pixels = images.flatten(2).transpose(1, 2)[:, None]
+        return nn.functional.scaled_dot_product_attention(pixels, pixels, pixels).mean((1, 2))
+
+
+def test_the_products_of_attention_count():
+    encoder = WrappedEncoder("small", Attention(), (50, 60))
+    encoder.spec = build_encoder("tiny-resnet", "random", 64).spec
+    # 2 products of 3 multiplications with an addition, for each pair of 50 x 60 pixels
+    assert card_facts(metadata_of({}), encoder)["computation"].startswith("0.11 billion floating-point operations")
+
+
 def test_the_license_of_the_code_is_that_of_a_version():
     facts = card_facts(metadata_of({}), build_encoder("tiny-vit", "random", (64, 96)))
     assert facts["license of the code"] == f"MIT, of progeo {progeo.__version__}"
