@@ -81,7 +81,7 @@ class Attention(nn.Module):
     """Attention of pixels to all pixels."""
 
     def forward(self, images):
-        pixels = images.flatten(2).transpose(1, 2)[:, None]
+        pixels = images.flatten(2).transpose(1, 2)[:, None].contiguous()  # as fused attention takes it
         return nn.functional.scaled_dot_product_attention(pixels, pixels, pixels).mean((1, 2))
 
 
