@@ -9,7 +9,7 @@ folder=${1:-$(mktemp -d)}
 python=$(sed -n 's/^python_requires = >=//p' "$root/setup.cfg")
 mkdir -p "$folder"
 uv venv --quiet --clear --python "$python" "$folder/venv"
-uv pip install --quiet --python "$folder/venv/bin/python" --resolution lowest-direct "$root[test]"
+uv pip install --quiet --python "$folder/venv/bin/python" --resolution lowest-direct "$root[docs,test]"
 uv pip uninstall --quiet --python "$folder/venv/bin/python" progeo
 uv pip freeze --python "$folder/venv/bin/python" > "$folder/versions.txt"
 cat "$folder/versions.txt"

@@ -13,7 +13,9 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 folder, session = Path(sys.argv[1]), onnxruntime.InferenceSession(sys.argv[2])
-index = json.loads((folder / "index.json").read_text())
+index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+if (index["of"], index["query_preprocessing"], index["orientation"]) != ("images", "hard_resize", "exif"):
+    sys.exit(f"{folder} must be an index of images, whose photos are resized and turned upright.")
 parts = [folder / part["name"] for part in index["parts"]]
 rows = np.concatenate([np.load(part / "descriptors.npy") for part in parts]).astype(np.float32)
 images = pa.concat_tables(pa.ipc.open_file(part / "catalogue.arrow").read_all() for part in parts)

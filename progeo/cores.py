@@ -15,7 +15,7 @@ def usable_cores(quota_file: Path = _QUOTA) -> int:
     """Return the number of cores that this process may use, of its machine or its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # no container, or one without a limit
-        quota, period = map(int, quota_file.read_text().split())
+        quota, period = map(int, quota_file.read_text(encoding="ascii").split())
         cores = min(cores, math.ceil(quota / period))
     return max(1, cores)
 

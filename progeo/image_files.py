@@ -213,7 +213,7 @@ def _memory_bytes() -> float:
     """Return the memory of the machine, or of the container that this process runs in, in bytes."""
     limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     with suppress(OSError, ValueError):  # no container, or one without a limit
-        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return min(limits)
 
 

@@ -34,8 +34,8 @@ def export(
             much. null does not.
         calibration_folder: Folder of at least 20 photos like those that the int8 file will get. Half of them calibrate
             it, if static, the others are compared.
-        data_license: License of the training images, for the model card and model.json. null takes what an earlier
-            export of the encoder was told, or unknown.
+        data_license: License of the training images, for the model card and model.json. null takes that of an exported
+            encoder, or `data.license` of its training; without either it is unknown.
 
     Raises:
         ValueError: the folder holds such files already, or an option does not apply to the format.

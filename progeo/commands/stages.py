@@ -21,6 +21,7 @@ _MAY_CHANGE = (
     "resume",
     "wait",
     "data.train_folder",  # if the images are the same, see `LearnedFrom`
+    "data.license",
     "data.num_workers",
     "data.max_unreadable_fraction",
     *(f"model.{name}" for name in ("normalization", "mean", "std", "resize")),  # if pixels are the same

@@ -15,6 +15,8 @@ class DataOptions:
 
     train_folder: Path
     """Folder of training images. <folder>_images_paths.txt next to it may list them."""
+    license: str | None = None
+    """License of the training images, which `progeo export` writes to the model card. null is unknown."""
     num_workers: NonNegativeInt = field(default_factory=default_workers)
     """Number of processes that decode images, for each process of a training. The default is the number of cores that
     this process may use, at most 16; several processes on a machine share them."""

@@ -60,9 +60,9 @@ def main_memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     with suppress(OSError, ValueError):  # no container, or one without a limit
-        limit = int((cgroup / "memory.max").read_text())
-        rows = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        rows = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
         # Cached files that nobody uses make room when memory is needed.
-        used = int((cgroup / "memory.current").read_text()) - int(rows.get("inactive_file", 0))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii")) - int(rows.get("inactive_file", 0))
         total, free = min(total, limit), min(free, max(0, limit - used))
     return total, free

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from progeo import __version__
 from progeo.atomic import replacing
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.models.backbones import FAMILIES
@@ -40,10 +42,11 @@ def card_facts(metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
         encoder: that of the metadata.
     """
     spec, (height, width) = encoder.spec, encoder.image_size
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # In plain operations, as the fused attention of a CPU is none that PyTorch counts.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encoder(encoder.mean.new_zeros(1, 3, height, width))
     return {
-        "license of the code": "MIT, of progeo",
+        "license of the code": f"MIT, of progeo {__version__}",
         _WEIGHTS_LICENSE: license_of_weights(spec.family, spec.architecture, starting_weights(metadata)),
         _DATA_LICENSE: _data_license(metadata),
         "parameters": f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f} million",
@@ -121,7 +124,9 @@ def license_of_weights(family: str, architecture: str, weights: str | None) -> s
 
 
 def _data_license(metadata: Mapping[str, Any]) -> str:
-    return metadata["provenance"].get("data_license", "unknown")
+    provenance = metadata["provenance"]
+    license = provenance.get("data_license") or provenance.get("settings", {}).get("data", {}).get("license")
+    return str(license or "unknown")
 
 
 def _card(metadata: Mapping[str, Any], usage: str, rows: Mapping[str, str]) -> str:

@@ -1,13 +1,13 @@
 """Remove the folders of this machine from metadata that are published."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from progeo.models.backbones import FAMILIES
 from progeo.models.backbones.clip_configurations import FOLDER
 
-_NO_PATHS = ("architecture", "template", "data_license")
+_NO_PATHS = ("architecture", "template", "data_license", "license")
 _ADDRESSES = ("hf-hub:", "http://", "https://")
 
 
@@ -15,8 +15,8 @@ def without_folders(value: Any) -> Any:
     """Replace every path in nested plain values by its last part.
 
     Every string with a `/` counts as a path, except addresses and the values of `architecture` (`ViT-B/16`),
-    `template` and `data_license`; of `local-dir:PATH` the prefix stays. In names such as `open_clip:ViT-B/16:WEIGHTS`
-    only the weights can be a path.
+    `template`, `license` and `data_license`; so does an absolute path of Windows. Of `local-dir:PATH` the prefix stays.
+    In names such as `open_clip:ViT-B/16:WEIGHTS` only the weights can be a path.
     """
     if isinstance(value, Mapping):
         return {
@@ -31,7 +31,8 @@ def without_folders(value: Any) -> Any:
         return f"{FOLDER}{Path(value.removeprefix(FOLDER)).name}"
     if weights := weights_in_name(value):
         return f"{value.removesuffix(weights)}{without_folders(weights)}"
-    return Path(value).name
+    of_windows = PureWindowsPath(value)
+    return of_windows.name if of_windows.is_absolute() else Path(value).name
 
 
 def weights_in_name(name: str) -> str | None:

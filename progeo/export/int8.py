@@ -41,7 +41,9 @@ class Int8Report:
     """Mean cosine of descriptors with those of the float file."""
     min_cosine: float
     centered_cosine: float
-    """Mean cosine of what tells photos apart: descriptors without the mean of all float ones."""
+    """Mean cosine of what tells photos apart: descriptors without the mean of all float ones.
+
+    It falls with a change of lengths, too, which distances depend on where descriptors are not L2-normalized."""
     share_of_size: float
     """Size of the file, divided by that of the float file."""
     share_of_time: float
@@ -106,15 +108,15 @@ def compare(exact: bytes, quantized: bytes, method: Int8, images: Iterator[np.nd
         results = [_timed(session, each) for session in sessions]
         descriptors.append([found for found, _ in results])
         times_s.append([seconds for _, seconds in results])
-    expected, found = map(_normalized, np.concatenate(descriptors, axis=1))
-    cosines, (exact_s, quantized_s) = (expected * found).sum(axis=1), np.median(times_s, axis=0)
+    expected, found = np.concatenate(descriptors, axis=1).astype(np.float64)
+    cosines, (exact_s, quantized_s) = _cosines(expected, found), np.median(times_s, axis=0)
     middle = expected.mean(axis=0)
     return Int8Report(
         method=method,
         num_photos=len(cosines),
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
-        centered_cosine=float((_normalized(expected - middle) * _normalized(found - middle)).sum(axis=1).mean()),
+        centered_cosine=float(_cosines(expected - middle, found - middle).mean()),
         share_of_size=len(quantized) / len(exact),
         share_of_time=float(quantized_s / exact_s),
     )
@@ -188,10 +190,10 @@ def _read(photos: Sequence[Path], encoder: Encoder, input: Input, doing: str) ->
             progress.update()
 
 
-def _normalized(vectors: np.ndarray) -> np.ndarray:
-    """L2-normalize vectors (N, D) in float64."""
-    vectors = vectors.astype(np.float64)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute the cosine (N,) of each of N vectors (N, D) with the other of its row; NaN for a vector of zeros."""
+    with np.errstate(invalid="ignore"):
+        return (vectors * others).sum(axis=1) / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1))
 
 
 def _timed(session: "InferenceSession", images: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,6 +1,5 @@
 """An exported ONNX file as an encoder, to evaluate it beside the encoder that it was exported from."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -24,7 +23,13 @@ def load_onnx_encoder(name: str) -> WrappedEncoder:
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    network = _OnnxNetwork(path)
+    content = path.read_bytes()
+    try:
+        network = _OnnxNetwork(content)
+    except ModuleNotFoundError:
+        raise ValueError("An ONNX file needs the package onnxruntime: pip install 'progeo[onnx]'.") from None
+    except Exception as error:  # onnxruntime raises many kinds
+        raise ValueError(f"{path} cannot be opened by onnxruntime: {first_line(error, 'it is corrupt')}.") from None
     try:
         described = json.loads(network.session.get_modelmeta().custom_metadata_map["progeo"])
         network.takes_pixels = described.pop("input") != "normalized"
@@ -47,20 +52,18 @@ class _OnnxNetwork(nn.Module):
     takes_pixels = False
     """Whether the file takes uint8 images (B, H, W, 3), which it normalizes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: bytes) -> None:
         super().__init__()
-        content = path.read_bytes()
-        self.digest = hashlib.sha256(content).hexdigest()  # which descriptors are cached by
-        try:
-            self.session = open_session(content)
-        except ModuleNotFoundError:
-            raise ValueError("An ONNX file needs the package onnxruntime: pip install 'progeo[onnx]'.") from None
-        except Exception as error:  # onnxruntime raises many kinds
-            raise ValueError(f"{path} cannot be opened by onnxruntime: {first_line(error, 'it is corrupt')}.") from None
+        self.content, self.session = content, open_session(content)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what identifies the network; the session is what the file says, whose digest is among it."""
+        """Return what the network is made of, for machines of a cluster and fingerprints."""
         return {name: value for name, value in self.__dict__.items() if name != "session"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Open the session of a network that was sent."""
+        super().__setstate__(state)
+        self.session = open_session(self.content)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute descriptors one by one, as ranges of `int8` dynamic are those of all images of a batch."""

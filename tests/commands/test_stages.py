@@ -1,4 +1,4 @@
-"""How a run that is resumed resizes its images."""
+"""What a run that is resumed keeps, and what may change."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import pytest
 import yaml
 from running import parsed
 
-from progeo.commands.stages import resized_as_begun
+from progeo.commands.stages import _MAY_CHANGE, resized_as_begun
 from progeo.config.settings import plain_values
+from progeo.engine.run_folder import RunFolder, check_run
 
 FORMER = "former"
 """A run of a version that had no such setting."""
@@ -54,3 +55,16 @@ def test_a_run_without_a_checkpoint_is_begun_anew(config, tmp_path):
     write_run(tmp_path / "stage2", settings, FORMER)
     (tmp_path / "stage2/checkpoints/group_0.safetensors").unlink()
     assert resized_as_begun(settings, "stage2") == settings
+
+
+def test_the_license_of_the_images_may_be_told_when_a_run_is_resumed(config, tmp_path):
+    settings = parsed("train encoder", "--config", config, "--out", tmp_path)["settings"]
+    write_run(tmp_path / "stage2", settings, settings.model.resize)
+
+    def check(**changed):
+        values = plain_values(dataclasses.replace(settings, data=dataclasses.replace(settings.data, **changed)))
+        check_run(RunFolder(tmp_path / "stage2"), values, resume=True, may_change=_MAY_CHANGE)
+
+    check(license="CC0")
+    with pytest.raises(ValueError, match=r"data\.orientation"):
+        check(license="CC0", orientation="ignore")

@@ -5,6 +5,7 @@ import yaml
 from classifiers import classifier_of
 from torch import nn
 
+import progeo
 from progeo.export.card import card_facts, license_of_weights, save_card, starting_weights
 from progeo.models.backbones import find_family
 from progeo.models.encoder import build_encoder, spec_to_json
@@ -74,6 +75,36 @@ def test_the_facts_count_parameters_and_operations_and_name_three_licenses(tmp_p
     for row in ("| license of the training images | CC BY 4.0/ours |", "| 8-bit integers | static |"):
         assert text.count(row) == 1
     assert "| intended use |" not in text
+
+
+class Attention(nn.Module):
+    """Attention of pixels to all pixels."""
+
+    def forward(self, images):
+        pixels = images.flatten(2).transpose(1, 2)[:, None].contiguous()  # as fused attention takes it
+        return nn.functional.scaled_dot_product_attention(pixels, pixels, pixels).mean((1, 2))
+
+
+def test_the_products_of_attention_count():
+    encoder = WrappedEncoder("small", Attention(), (50, 60))
+    encoder.spec = build_encoder("tiny-resnet", "random", 64).spec
+    # 2 products of 3 multiplications with an addition, for each pair of 50 x 60 pixels
+    assert card_facts(metadata_of({}), encoder)["computation"].startswith("0.11 billion floating-point operations")
+
+
+def test_the_license_of_the_code_is_that_of_a_version():
+    facts = card_facts(metadata_of({}), build_encoder("tiny-vit", "random", (64, 96)))
+    assert facts["license of the code"] == f"MIT, of progeo {progeo.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("told", "license"), [({}, "CC BY / training"), ({"data_license": "CC0 / export"}, "CC0 / export")]
+)
+def test_the_license_of_the_images_is_that_of_the_training_unless_an_export_was_told_another(told, license, tmp_path):
+    metadata = metadata_of({"data": {"license": "CC BY / training"}})
+    metadata["provenance"] |= told
+    save_card(tmp_path / "README.md", metadata, "import progeo")
+    assert f"| license of the training images | {license} |" in (tmp_path / "README.md").read_text()
 
 
 def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):

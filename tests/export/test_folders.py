@@ -19,6 +19,11 @@ from progeo.export.folders import without_folders
         ({"architecture": "local-dir:/home/me/clip"}, {"architecture": "local-dir:clip"}),
         ("open_clip:local-dir:/home/me/clip", "open_clip:local-dir:clip"),
         ("open_clip:ViT-B-32:local-dir:/home/me/clip", "open_clip:ViT-B-32:local-dir:clip"),
+        (
+            {"run": r"C:\Users\me\runs\a", "data": {"train_folder": r"\\server\me\train"}},
+            {"run": "a", "data": {"train_folder": "train"}},
+        ),
+        ({"license": "MIT/X11", "data_license": "CC BY/ours"}, {"license": "MIT/X11", "data_license": "CC BY/ours"}),
         ({"template": "A photo/picture of {}."}, {"template": "A photo/picture of {}."}),
         ("hf-hub:owner/name", "hf-hub:owner/name"),
         ("https://somewhere/encoder", "https://somewhere/encoder"),

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -81,7 +82,7 @@ def given(*inputs):
 
 def test_files_are_compared_by_the_cosine_of_their_descriptors():
     turned = matrix([[0.5, -math.sqrt(0.75)], [math.sqrt(0.75), 0.5]])  # by 60 degrees
-    report = compare(matrix(np.eye(2)), turned, "static", given((1, 0), (-3, 0)))
+    report = compare(matrix(np.eye(2)), turned, "static", given((2, 0), (-2, 0)))
     assert (report.num_photos, report.share_of_size) == (2, 1.0)
     cosines = (report.mean_cosine, report.min_cosine, report.centered_cosine)
     assert cosines == pytest.approx((0.5, 0.5, 0.5))
@@ -91,8 +92,21 @@ def test_files_are_compared_by_the_cosine_of_their_descriptors():
     assert report.min_cosine == pytest.approx(7 / 25)
 
 
+def test_a_change_of_the_length_of_descriptors_hides_no_loss():
+    report = compare(matrix(np.eye(2)), matrix(np.eye(2) * 1.5), "static", given((100, 1), (100, -1)))
+    assert report.min_cosine == pytest.approx(1)
+    assert report.centered_cosine < 0.1  # of (0, 1) and (50, 1.5), and of (0, -1) and (50, -1.5)
+
+
+def test_photos_that_are_all_alike_tell_nothing():
+    report = compare(matrix(np.eye(2)), matrix(np.eye(2)), "static", given((1, 2), (1, 2)))
+    assert math.isnan(report.centered_cosine)
+    with pytest.raises(ValueError, match="mean cosine of nan"):
+        check_report(report, Path("model.onnx"))
+
+
 def test_what_all_descriptors_have_in_common_hides_no_loss():
-    first_alone = matrix([[1, 0], [0, 0]])
+    first_alone = matrix([[1.0001, 0], [0, 0]])
     report = compare(matrix(np.eye(2)), first_alone, "static", given((100, 1), (100, -1)))
     assert report.min_cosine > 0.9999
     assert report.centered_cosine == pytest.approx(0, abs=1e-6)

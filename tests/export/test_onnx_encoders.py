@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,14 @@ def test_a_file_gets_images_in_the_form_that_it_was_exported_for(input, tmp_path
     if input == "normalized":
         expected = (expected / 255 - encoder.mean.numpy()) / encoder.std.numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_that_is_sent_to_another_machine_needs_no_file(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(colors("pixels").SerializeToString())
+    encoder = load_encoder(f"onnx:{tmp_path}/model.onnx")
+    (tmp_path / "model.onnx").unlink()
+    images = torch.rand(2, 3, 64, 96)
+    assert torch.equal(pickle.loads(pickle.dumps(encoder))(images), encoder(images))
 
 
 def test_descriptors_of_one_file_are_not_taken_for_those_of_another(tmp_path):

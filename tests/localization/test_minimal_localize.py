@@ -72,6 +72,19 @@ def test_it_finds_what_the_program_finds_also_in_parts_and_without_removed_image
     assert len(json.loads((index / "index.json").read_text())["parts"]) == 2
 
 
+@pytest.mark.parametrize(
+    "changed", [{"query_preprocessing": "five_crops"}, {"orientation": "ignore"}, {"of": "classes"}], ids=str
+)
+def test_an_index_that_it_would_answer_otherwise_than_the_program_is_refused(
+    changed, built, tmp_path, monkeypatch, capsys
+):
+    index = shutil.copytree(built / "index", tmp_path / "index")
+    (index / "index.json").write_text(json.dumps(json.loads((index / "index.json").read_text()) | changed))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(SystemExit, match="index must be an index of images, whose photos are resized and turned"):
+        printed(index, index, [], monkeypatch, capsys)
+
+
 def test_positions_leave_as_csv_for_a_device_without_pyarrow(built, tmp_path, monkeypatch):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/phones_and_robots.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
