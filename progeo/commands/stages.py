@@ -1,6 +1,6 @@
 """Open the run folder of a stage; a run is resumed only with the settings and the data it was started with."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
@@ -54,6 +54,7 @@ def open_stage(
     may_change: Collection[str],
     is_main: bool,
     dry_run: bool = False,
+    inputs: Sequence[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
 ) -> Iterator[RunFolder]:
@@ -66,6 +67,7 @@ def open_stage(
         may_change: dotted names of settings that may differ in a resumed run, besides those of every stage.
         is_main: whether this process checks and writes.
         dry_run: only check the folder, and write nothing.
+        inputs: see `write_script`.
         defaults: former defaults that differ from today's, by dotted name, for a run from before a setting existed.
         check: further check of a run to resume, see `open_run`.
     """
@@ -97,5 +99,6 @@ def open_stage(
         run = open_run(folder, plain_values(settings), is_main=is_main, **how)
         if is_main:
             source.keep(run)
-            write_script(run.path, "train", settings.out, source.fingerprints(settings.data.train_folder))
+            data = source.fingerprints(settings.data.train_folder)
+            write_script(run.path, "train", settings.out, data, inputs=inputs)
         yield run
