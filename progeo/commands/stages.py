@@ -58,7 +58,7 @@ def open_stage(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
 ) -> Iterator[RunFolder]:
-    """Open the folder of a stage, see `open_run`, save what it learns from, and keep other processes out meanwhile.
+    """Open the folder of a stage, save what it learns from, and keep other processes out meanwhile.
 
     Args:
         settings: settings of the stage.
@@ -69,7 +69,7 @@ def open_stage(
         dry_run: only check the folder, and write nothing.
         inputs: see `write_script`.
         defaults: former defaults that differ from today's, by dotted name, for a run from before a setting existed.
-        check: further check of a run to resume, see `open_run`.
+        check: further check of a run to resume, see `check_run`.
     """
 
     def check_all(run: RunFolder, changed: Mapping[str, Any]) -> None:
@@ -77,27 +77,24 @@ def open_stage(
         check(run, changed)
         source.check(run, changed)
 
-    folder = settings.out / stage
-    how: dict[str, Any] = {
-        "resume": settings.resume,
-        "defaults": {**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
-        "renamed": RENAMED,
-        "may_change": (*_MAY_CHANGE, *may_change),
-        "check": check_all,
-    }
-    if dry_run:
-        if settings.resume:
-            check_checkpoints(RunFolder(folder))
-        check_run(RunFolder(folder), plain_values(settings), **how)
-        yield RunFolder(folder)
-        return
-    if is_main:
-        make_folder(folder)
-    with locked(folder, wait=settings.wait) if is_main else nullcontext():
-        if is_main and settings.resume:
-            check_checkpoints(RunFolder(folder))
-        run = open_run(folder, plain_values(settings), is_main=is_main, **how)
-        if is_main:
+    run, writes = RunFolder(settings.out / stage), is_main and not dry_run
+    if writes:
+        make_folder(run.path)
+    with locked(run.path, wait=settings.wait) if writes else nullcontext():
+        if is_main or dry_run:
+            if settings.resume:
+                check_checkpoints(run)
+            check_run(
+                run,
+                plain_values(settings),
+                resume=settings.resume,
+                defaults={**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
+                renamed=RENAMED,
+                may_change=(*_MAY_CHANGE, *may_change),
+                check=check_all,
+            )
+        if writes:
+            open_run(run, plain_values(settings))
             source.keep(run)
             data = source.fingerprints(settings.data.train_folder)
             write_script(run.path, "train", settings.out, data, inputs=inputs)
