@@ -76,7 +76,7 @@ def test_the_script_goes_to_the_folder_above_it_wherever_the_shell_looks_for_fol
     assert run("a/reproduce.sh", cwd=work, CDPATH=str(work / "elsewhere"))[0] == str(work)
 
 
-@pytest.mark.parametrize(("on_cpu", "device"), [("true", "true"), ("", "")])
+@pytest.mark.parametrize(("on_cpu", "device"), [("true", "true"), ("false", "")])
 def test_several_processes_are_launched_again_on_the_same_device(on_cpu, device, work, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("ACCELERATE_USE_CPU", on_cpu)
