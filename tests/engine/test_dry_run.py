@@ -7,7 +7,7 @@ from progeo.unwritten import ProblemsError
 
 
 def run(*spaces):
-    found = [Space(f"files {number}", Path("out"), *space) for number, space in enumerate(spaces)]
+    found = [Space(f"disk {space[2]}", Path("out"), *space) for space in spaces]
     return DryRun("train", [], [], found)
 
 
@@ -15,10 +15,10 @@ def run(*spaces):
     ("spaces", "words"),
     [
         ([(6_000_000, 10_000_000, 1), (3_000_000, 10_000_000, 1), (9_000_000, 10_000_000, 2)], None),
-        ([(6_000_000, 10_000_000, 1), (11_000_000, 10_000_000, 2)], "files 1: 11.0 MB in out, only 10.0 MB are free."),
+        ([(6_000_000, 10_000_000, 1), (11_000_000, 10_000_000, 2)], "disk 2: 11.0 MB in out, only 10.0 MB are free."),
         (
             [(6_000_000, 10_000_000, 1), (5_000_000, 10_000_000, 1), (0, 10_000_000, 1)],
-            "files 0: 6.0 MB in out, 10.0 MB are free. files 1: 5.0 MB in out, 10.0 MB are free. They are on one disk.",
+            "disk 1: 6.0 MB in out, 10.0 MB are free. disk 1: 5.0 MB in out, 10.0 MB are free. They are on one disk.",
         ),
     ],
     ids=["all fit", "one does not", "together they do not"],
