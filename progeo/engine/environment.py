@@ -106,10 +106,10 @@ def write_script(
         data: fingerprints of its images, by folder, which the script checks first.
         inputs: options that name what the command found in its output folder.
     """
-    from accelerate.utils import parse_flag_from_env
-
     if not is_given(command):
         return
+    from accelerate.utils import parse_flag_from_env  # not at the head, for the command line to start fast
+
     where, here = environment(), folder.absolute()
     packages = [f"{name} {number}" for name, number in where["packages"].items() if number is not None]
     gpus = ", ".join(where["gpus"]) or "no GPU"
