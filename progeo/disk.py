@@ -34,6 +34,13 @@ def make_folder(folder: Path) -> None:
         sync(each)
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return a path if it is a folder, or else the nearest folder above it, in which it would be created."""
+    # Unlike `Path.is_dir`, this passes over folders that one may not look into.
+    there = (each for each in (path.absolute(), *path.absolute().parents) if os.path.isdir(each))  # noqa: PTH112
+    return next(there, Path(path.absolute().anchor))
+
+
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
     """Remove a folder and all that is in it, and write to the disk that it is gone; its name there needs a `sync`."""
     with synced_when_removed(folder):

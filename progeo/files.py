@@ -61,9 +61,9 @@ def each_file(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, atomically."""
+    """Write text in UTF-8, and bytes of paths that are none as they are, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, spreadsheet_safe: bool = False) -> None:

@@ -5,7 +5,8 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
@@ -44,13 +45,24 @@ def import_plugin(file: Path) -> None:
     module = sys.modules[name] = module_from_spec(spec)
     sys.path.append(str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _without_bytecode():  # beside the file, where a dry run must not write, and a folder may be read-only
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # code of others can fail in any way
         del sys.modules[name]
         sys.path.remove(str(path.parent))
         reason = f"{_line(error, path)}{reason_of_failure(error)}"
         raise ValueError(f"The plugin {file} cannot be imported: {reason}") from error
     _IMPORTED[name] = path
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Have Python keep no compiled copy of the modules that are imported in the block."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def import_installed_plugins() -> list[str]:
@@ -74,8 +86,9 @@ def imported_plugins() -> tuple[str, ...]:
 
 def import_in_worker(names: Iterable[str], worker: int = 0) -> None:
     """Import plugins in a process that was not forked from one that had imported them."""
-    for name in names:
-        import_module(name)
+    with _without_bytecode():
+        for name in names:
+            import_module(name)
 
 
 def plugin_sources() -> dict[str, str]:

@@ -82,6 +82,14 @@ def test_a_file_given_twice_is_imported_once_under_its_own_name(plugin, tmp_path
     assert imported_plugins() == ("my_method",)
 
 
+def test_no_compiled_copy_is_left_beside_a_plugin(plugin, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = plugin("import beside_it")
+    (file.parent / "beside_it.py").write_text("")
+    import_plugin(file)
+    assert not list(file.parent.rglob("__pycache__")) and not sys.dont_write_bytecode
+
+
 def test_code_of_a_plugin_can_be_identified(plugin):
     import_plugin(plugin(WITH_ROW))
     assert module_fingerprint(sys.modules["my_method"].Mean()) == module_fingerprint(sys.modules["my_method"].Mean())

@@ -145,11 +145,26 @@ def _write(
 
 def _configurations(names: Sequence[str], ranking: RankingOptions) -> "list[Configuration]":
     """Group the encoders that are runs of one configuration, by the names that the table shows."""
-    from progeo.engine.run_folder import flat_settings
     from progeo.evaluation.seeds import configurations_of
+
+    return configurations_of({_shown(name, ranking): _settings_of(name) for name in names})
+
+
+def _settings_of(name: str) -> dict[str, Any]:
+    """Return how an encoder was made, with the settings of the prompts that it learned from if their folder is there."""
+    from progeo.engine.log import LOGGER
+    from progeo.engine.run_folder import RunFolder, flat_settings, stored_settings
+    from progeo.evaluation.seeds import STAGE1
     from progeo.export.weights import provenance_of
 
-    return configurations_of({_shown(name, ranking): flat_settings(provenance_of(name)) for name in names})
+    made = flat_settings(provenance_of(name))
+    if not made.get("settings.text.weight"):
+        return made
+    stage1 = RunFolder(Path(made.get("settings.text.prompts") or f"{made.get('settings.out')}/stage1"))
+    if not stage1.config.is_file():
+        LOGGER.warning("%s learned from prompts whose settings are not compared: there is no %s", name, stage1.config)
+        return made
+    return made | {f"{STAGE1}{setting}": value for setting, value in stored_settings(stage1).items()}
 
 
 def _shown(name: str, ranking: RankingOptions) -> str:

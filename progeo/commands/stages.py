@@ -1,6 +1,6 @@
 """Open the run folder of a stage; a run is resumed only with the settings and the data it was started with."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
@@ -55,10 +55,11 @@ def open_stage(
     may_change: Collection[str],
     is_main: bool,
     dry_run: bool = False,
+    inputs: Sequence[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
 ) -> Iterator[RunFolder]:
-    """Open the folder of a stage, see `open_run`, save what it learns from, and keep other processes out meanwhile.
+    """Open the folder of a stage, save what it learns from, and keep other processes out meanwhile.
 
     Args:
         settings: settings of the stage.
@@ -67,8 +68,9 @@ def open_stage(
         may_change: dotted names of settings that may differ in a resumed run, besides those of every stage.
         is_main: whether this process checks and writes.
         dry_run: only check the folder, and write nothing.
+        inputs: see `write_script`.
         defaults: former defaults that differ from today's, by dotted name, for a run from before a setting existed.
-        check: further check of a run to resume, see `open_run`.
+        check: further check of a run to resume, see `check_run`.
     """
 
     def check_all(run: RunFolder, changed: Mapping[str, Any]) -> None:
@@ -76,27 +78,25 @@ def open_stage(
         check(run, changed)
         source.check(run, changed)
 
-    folder = settings.out / stage
-    how: dict[str, Any] = {
-        "resume": settings.resume,
-        "defaults": {**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
-        "renamed": RENAMED,
-        "may_change": (*_MAY_CHANGE, *may_change),
-        "check": check_all,
-    }
-    if dry_run:
-        if settings.resume:
-            check_checkpoints(RunFolder(folder))
-        check_run(RunFolder(folder), plain_values(settings), **how)
-        yield RunFolder(folder)
-        return
-    if is_main:
-        make_folder(folder)
-    with locked(folder, wait=settings.wait) if is_main else nullcontext():
-        if is_main and settings.resume:
-            check_checkpoints(RunFolder(folder))
-        run = open_run(folder, plain_values(settings), is_main=is_main, **how)
-        if is_main:
+    run, writes = RunFolder(settings.out / stage), is_main and not dry_run
+    if writes:
+        make_folder(run.path)
+    with locked(run.path, wait=settings.wait) if writes else nullcontext():
+        if is_main or dry_run:
+            if settings.resume:
+                check_checkpoints(run)
+            check_run(
+                run,
+                plain_values(settings),
+                resume=settings.resume,
+                defaults={**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
+                renamed=RENAMED,
+                may_change=(*_MAY_CHANGE, *may_change),
+                check=check_all,
+            )
+        if writes:
+            open_run(run, plain_values(settings))
             source.keep(run)
-            write_script(run.path, "train", settings.out, source.fingerprints(settings.data.train_folder))
+            data = source.fingerprints(settings.data.train_folder)
+            write_script(run.path, "train", settings.out, data, inputs=inputs)
         yield run

@@ -135,7 +135,11 @@ def _stage(
     settings: EncoderSettings, training: "ImageTraining", *, dry_run: bool = False
 ) -> "AbstractContextManager[RunFolder]":
     from progeo.commands.stages import open_stage
+    from progeo.engine.environment import is_given
+    from progeo.training.loss_terms import needs_of
 
+    is_unnamed = "text" in needs_of(settings.losses) and settings.losses["text"].prompts is None
+    finds_prompts = is_unnamed and is_given("train", "encoder")  # which does not learn them itself
     return open_stage(
         settings,
         "stage2",
@@ -143,6 +147,7 @@ def _stage(
         may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
         is_main=training.accelerator.is_main_process,
         dry_run=dry_run,
+        inputs=["--text.prompts", str(settings.out / "stage1")] if finds_prompts else [],
     )
 
 

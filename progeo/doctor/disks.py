@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from progeo.disk import nearest_folder
+
 SHARED_MEMORY = Path("/dev/shm")
 """Where worker processes of PyTorch share batches on Linux; Docker gives it 64 MB unless asked for more."""
 
@@ -26,5 +28,5 @@ def list_disks(places: Mapping[str, Path]) -> list[Disk]:
 
 
 def _disk(what: str, path: Path) -> Disk:
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
+    there = nearest_folder(path)
     return Disk(what, path, shutil.disk_usage(there).free, os.access(there, os.W_OK))

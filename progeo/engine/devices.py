@@ -1,5 +1,6 @@
 """The devices of this machine and their memory."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ import torch
 
 from progeo.cores import usable_cores
 
-_CGROUP = Path("/sys/fs/cgroup")
-"""Where a container finds its limits."""
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux has the limits of containers and of jobs of a cluster, and which of these this process is in."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,25 @@ def built_for() -> str:
     return next((f"{name} {version}" for name, version in versions.items() if version), "")
 
 
-def main_memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
-    """Return the total and the free main memory in bytes, of the machine or of the container of this process."""
+def main_memory(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> tuple[int, int]:
+    """Return the total and the free main memory in bytes, of the machine or of the container or job of this process."""
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
-    with suppress(OSError, ValueError):  # no container, or one without a limit
-        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
-        rows = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
-        # Cached files that nobody uses make room when memory is needed.
-        used = int((cgroup / "memory.current").read_text(encoding="ascii")) - int(rows.get("inactive_file", 0))
-        total, free = min(total, limit), min(free, max(0, limit - used))
+    for cgroup in _with_parents(cgroups, own):
+        with suppress(OSError, ValueError):  # one without a limit
+            limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+            rows = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
+            # Cached files that nobody uses make room when memory is needed.
+            used = int((cgroup / "memory.current").read_text(encoding="ascii")) - int(rows.get("inactive_file", 0))
+            total, free = min(total, limit), min(free, max(0, limit - used))
     return total, free
+
+
+def _with_parents(cgroups: Path, own: Path) -> Iterator[Path]:
+    """Yield the folders of the control group (version 2) of a process and of those around it, whose limits hold too."""
+    yield cgroups
+    with suppress(OSError, ValueError):
+        name = next((line[4:] for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::/")), "")
+        for part in Path(name).parts:
+            cgroups /= part
+            yield cgroups

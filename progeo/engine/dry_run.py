@@ -1,10 +1,12 @@
 """What a long command would take: the result of a dry run, which checks and measures but writes nothing."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from progeo.disk import nearest_folder
 from progeo.progress import duration
 from progeo.unwritten import ProblemsError
 
@@ -36,6 +38,8 @@ class Space:
     path: Path
     needed_bytes: int
     free_bytes: int
+    disk: int
+    """Number of the disk, on which others may take space, too."""
 
     @property
     def is_enough(self) -> bool:
@@ -43,10 +47,8 @@ class Space:
         return self.needed_bytes <= self.free_bytes
 
     def __str__(self) -> str:
-        return (
-            f"{self.what}: {in_bytes(self.needed_bytes)} in {self.path}, {in_bytes(self.free_bytes)} "
-            f"{'are' if self.is_enough else 'only are'} free"
-        )
+        only = "" if self.is_enough else "only "
+        return f"{self.what}: {in_bytes(self.needed_bytes)} in {self.path}, {only}{in_bytes(self.free_bytes)} are free"
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,24 @@ def named(name: str, texts: Iterable[str]) -> list[str]:
 
 def free_space(what: str, path: Path, needed_bytes: int) -> Space:
     """Compare files that are to be written to a folder, which need not exist yet, with the free space of its disk."""
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
-    return Space(what, path, needed_bytes, shutil.disk_usage(there).free)
+    there = nearest_folder(path)
+    return Space(what, path, needed_bytes, shutil.disk_usage(there).free, there.stat().st_dev)
 
 
 def checked(runs: list[DryRun]) -> list[DryRun]:
-    """Return dry runs if all files that the commands would write fit on their disks.
+    """Return dry runs if all files that the commands would write fit on their disks together.
 
     Raises:
         ProblemsError: they do not; it has the dry runs as its result.
     """
-    lacking = [str(space) for run in runs for space in run.spaces if not space.is_enough]
+    spaces = [space for run in runs for space in run.spaces if space.needed_bytes]
+    needed: Counter[int] = Counter()
+    for space in spaces:
+        needed[space.disk] += space.needed_bytes
+    lacking = [str(space) for space in spaces if needed[space.disk] > space.free_bytes]
     if lacking:
-        raise ProblemsError(f"There is not enough space. {'. '.join(lacking)}.", runs)
+        together = "" if len(lacking) == 1 else " They are on one disk."
+        raise ProblemsError(f"There is not enough space. {'. '.join(lacking)}.{together}", runs)
     return runs
 
 

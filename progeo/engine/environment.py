@@ -44,7 +44,7 @@ _SCRIPT = """#!/bin/sh
 set -eu
 python=${{PYTHON:-python3}}
 if [ $# -gt 0 ]; then out=$1; shift; else out={out}; fi
-{change}{check}"$python" {command} --out "$out" "$@"
+{change}{check}{device}"$python" {command} --out "$out" "$@"
 """
 _CHECK = """"$python" -c 'import json, sys; from progeo.data.fingerprints import changed_data
 sys.exit(changed_data(json.load(sys.stdin)) or 0)' <<'DATA'
@@ -89,7 +89,14 @@ def write_origin(out: Path, command: str, data: Mapping[str, Mapping[str, Any]])
     write_script(out, command, out, data)
 
 
-def write_script(folder: Path, command: str, out: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+def is_given(*words: str) -> bool:
+    """Return whether the command that runs begins with these words."""
+    return _GIVEN.get()[: len(words)] == words
+
+
+def write_script(
+    folder: Path, command: str, out: Path, data: Mapping[str, Mapping[str, Any]], *, inputs: Sequence[str] = ()
+) -> None:
     """Write `SCRIPT`, which makes the results of a folder again, unless another command makes them on its way.
 
     Args:
@@ -97,15 +104,18 @@ def write_script(folder: Path, command: str, out: Path, data: Mapping[str, Mappi
         command: first word of the command that makes such results.
         out: output folder of the command.
         data: fingerprints of its images, by folder, which the script checks first.
+        inputs: options that name what the command found in its output folder.
     """
-    given = _GIVEN.get()
-    if given[:1] != (command,):
+    if not is_given(command):
         return
+    from accelerate.utils import parse_flag_from_env  # not at the head, for the command line to start fast
+
     where, here = environment(), folder.absolute()
     packages = [f"{name} {number}" for name, number in where["packages"].items() if number is not None]
     gpus = ", ".join(where["gpus"]) or "no GPU"
     is_inside, up = here.is_relative_to(Path.cwd()), os.path.relpath(Path.cwd(), here)
-    launch = f"-m accelerate.commands.launch --num_processes {where['processes']} " if where["processes"] > 1 else ""
+    # Not `accelerate launch`, which starts one process where there is no GPU, however many it is asked for.
+    launch = f"-m torch.distributed.run --standalone --nproc_per_node {where['processes']} "
     place = "Folders are relative to the one" if is_inside else "Run it in the folder"
     text = _SCRIPT.format(
         script=SCRIPT,
@@ -113,9 +123,10 @@ def write_script(folder: Path, command: str, out: Path, data: Mapping[str, Mappi
         versions=escaped(", ".join([f"Python {where['python']}", *packages])),
         machine=escaped(f"{where['platform']}, {gpus}, processes: {where['processes']}, threads: {where['threads']}"),
         out=shlex.quote(f"{out}_again"),
-        change=f'cd "$(dirname "$0")"/{shlex.quote(up)}\n' if is_inside else "",
+        change=f'CDPATH= cd -- "$(dirname -- "$0")"/{shlex.quote(up)}\n' if is_inside else "",
         check=_CHECK.format(data=json.dumps(data)) if data else "",
-        command=f"{launch}-m progeo {shlex.join(given)}",
+        device="ACCELERATE_USE_CPU=true " if parse_flag_from_env("ACCELERATE_USE_CPU") else "",
+        command=f"{launch if where['processes'] > 1 else ''}-m progeo {shlex.join([*_GIVEN.get(), *inputs])}",
     )
     write_text(folder / SCRIPT, text)
 

@@ -150,48 +150,6 @@ def is_done(row: Mapping[str, Any], epochs: int, steps: int) -> bool:
     return row["epoch"] <= epochs
 
 
-def open_run(
-    path: Path,
-    settings: Mapping[str, Any],
-    *,
-    resume: bool,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-    renamed: Mapping[str, str] = MappingProxyType({}),
-    may_change: Collection[str] = (),
-    check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
-    is_main: bool = True,
-) -> RunFolder:
-    """Create the folder of a new run, or open the folder of a run to resume; start the log in it.
-
-    Args:
-        path: the folder.
-        settings: nested dicts of plain values.
-        resume: resume the run in the folder; a folder without a checkpoint starts a new run.
-        defaults: default settings by dotted name, for a run that was started before a setting existed.
-        renamed: renamed settings: former dotted name -> current dotted name.
-        may_change: dotted names of settings that may differ in a resumed run.
-        check: called before anything is written, with the run to resume and the former values of the settings that
-            changed, by dotted names; raises ValueError if it cannot be resumed.
-        is_main: whether this is the main process, which checks and writes.
-
-    Raises:
-        ValueError: the folder holds a run and `resume` is off, or the run to resume has different or unreadable
-            settings.
-    """
-    run = RunFolder(path)
-    if is_main:
-        check_run(run, settings, resume=resume, defaults=defaults, renamed=renamed, may_change=may_change, check=check)
-        make_folder(path)
-        for folder in (path, *(each for each in path.rglob("*") if each.is_dir())):
-            remove_abandoned(folder)
-        with replacing(run.config) as temporary:
-            temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-        write_json(path / ENVIRONMENT, environment())
-        log_to_file(path / "log.txt")
-    LOGGER.info("run folder %s", path)
-    return run
-
-
 def check_run(
     run: RunFolder,
     settings: Mapping[str, Any],
@@ -202,10 +160,20 @@ def check_run(
     may_change: Collection[str] = (),
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
 ) -> None:
-    """Check that a folder can be that of a new run, or that its run can be resumed, see `open_run`.
+    """Check that a folder can be that of a new run, or that its run can be resumed, before `open_run`.
+
+    Args:
+        settings: nested dicts of plain values.
+        resume: resume the run in the folder; a folder without a checkpoint starts a new run.
+        defaults: default settings by dotted name, for a run that was started before a setting existed.
+        renamed: renamed settings: former dotted name -> current dotted name.
+        may_change: dotted names of settings that may differ in a resumed run.
+        check: called with the run to resume and the former values of the settings that changed, by dotted names; raises
+            ValueError if it cannot be resumed.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the folder holds a run and `resume` is off, or the run to resume has different or unreadable
+            settings.
     """
     if not run.config.is_file():
         return
@@ -217,6 +185,18 @@ def check_run(
         changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
         _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
         check(run, {name: before.get(name) for name in changed})
+
+
+def open_run(run: RunFolder, settings: Mapping[str, Any]) -> None:
+    """Create the folder of a new run, or open that of a run to resume, after `check_run`; start the log in it."""
+    make_folder(run.path)
+    for folder in (run.path, *(each for each in run.path.rglob("*") if each.is_dir())):
+        remove_abandoned(folder)
+    with replacing(run.config) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+    write_json(run.path / ENVIRONMENT, environment())
+    log_to_file(run.path / "log.txt")
+    LOGGER.info("run folder %s", run.path)
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,8 +7,8 @@ from functools import cached_property, reduce
 import numpy as np
 
 from progeo.evaluation.evaluate import Evaluation
-from progeo.evaluation.metrics import RESAMPLES, bootstrap_interval
-from progeo.evaluation.significance import SIGNIFICANCE, PairedTest, paired_tests, pairwise_tests
+from progeo.evaluation.metrics import wilson_interval
+from progeo.evaluation.significance import RESAMPLES, SIGNIFICANCE, PairedTest, paired_tests, pairwise_tests
 
 ALL = "all"
 """Name of all conditions together."""
@@ -89,7 +89,7 @@ class Compared:
     recalls: dict[int, float]
     """Recall in percent, by N."""
     intervals: dict[int, tuple[float, float]]
-    """Bounds in percent of the 95 % bootstrap interval of the recall, by N."""
+    """Bounds in percent of the 95 % interval of the recall, see `wilson_interval`, by N."""
     num_queries: int
     """Number of queries that are counted."""
     measure: str = "R"
@@ -210,7 +210,7 @@ def _compared_on(condition: str, here: Sequence[Evaluated], rows: Sequence[np.nd
             each.images_per_second,
             evaluation.search_ms,
             recalls[number],
-            {n: _in_percent(bootstrap_interval(found)) for n, found in hits[number].items()},
+            {n: wilson_interval(int(found.sum()), len(found)) for n, found in hits[number].items()},
             len(rows[number]),
             evaluation.retrieved.measure,
             evaluation.retrieved.criterion,
@@ -235,10 +235,6 @@ def _best(recalls: Sequence[Mapping[int, float]], n: int) -> int:
     return ranking.index(max(ranking))
 
 
-def _in_percent(bounds: tuple[float, float]) -> tuple[float, float]:
-    return 100 * bounds[0], 100 * bounds[1]
-
-
 def best_recalls(table: Sequence[Compared]) -> dict[tuple[tuple[str, str], int], float]:
     """Return the highest recall by data set with condition, and by N."""
     groups = dict.fromkeys(row.group for row in table)
@@ -261,5 +257,6 @@ def meaning_of_marks(measure: str, *, has_conditions: bool = False) -> str:
         f"Bold: the best. {LEVEL}: the difference to the best in {measure} may be chance (exact McNemar test on the "
         f"same queries, p of {SIGNIFICANCE} or more with Holm's correction for all encoders compared with the "
         f"best{family}). "
-        f"Intervals hold 95 % of {RESAMPLES:,} bootstrap samples of the queries."
+        f"Intervals of 95 %: of recalls by Wilson's score, of differences by {RESAMPLES:,} bootstrap samples of the "
+        f"queries."
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from progeo.evaluation.comparison import Compared, best_recalls
 from progeo.evaluation.comparison_page import shown_names
 from progeo.evaluation.latex import PREAMBLE, as_latex, latex_table
-from progeo.evaluation.metrics import RESAMPLES
 from progeo.evaluation.significance import SIGNIFICANCE
 from progeo.files import write_text
 
@@ -91,7 +90,7 @@ def _meaning(rows: Sequence[Compared]) -> str:
         rf"$p < {SIGNIFICANCE}$ with Holm's correction for the encoders of the column)."
     )
     return (
-        rf"A prediction is correct {as_latex(' or '.join(criteria))}. Below each recall: 95\,\% interval of "
-        rf"{RESAMPLES:,} bootstrap samples of the queries. Bold: the best of the column."
+        rf"A prediction is correct {as_latex(' or '.join(criteria))}. Below each recall: 95\,\% interval by "
+        rf"Wilson's score. Bold: the best of the column."
         rf"{tested if any(row.tests for row in rows) else ''}"
     )

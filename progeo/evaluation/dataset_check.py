@@ -20,6 +20,7 @@ from progeo.evaluation.dataset_page import (
     format_sample,
     write_dataset_page,
 )
+from progeo.evaluation.metrics import wilson_interval
 from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import NoClass, Partition, build_partition
 from progeo.places.coordinates import Hemisphere
@@ -35,7 +36,6 @@ _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
 _TOO_FAR_M = 100
 _FEW_CLASSES = 100
 _SEED = 0
-_NORMAL_95 = 1.959964
 _WIDER, _BINS = (1, 1.5, 2, 3, 5, 10), (30, 90, 360)
 
 
@@ -175,11 +175,9 @@ def _sampled(count: int, sample: int | None) -> np.ndarray:
 
 
 def _estimate(found: int, read: int) -> dict[str, float]:
-    """Compute a percentage, and its 95 % interval by Wilson's score, which also holds where nothing was found."""
-    share, scale = found / read, 1 + _NORMAL_95**2 / read
-    middle = (share + _NORMAL_95**2 / (2 * read)) / scale
-    half = _NORMAL_95 * np.sqrt(share * (1 - share) / read + (_NORMAL_95 / (2 * read)) ** 2) / scale
-    return {"percent": 100 * share, "low": 100 * max(0.0, middle - half), "high": 100 * min(1.0, middle + half)}
+    """Compute a percentage and its interval, see `wilson_interval`."""
+    low, high = wilson_interval(found, read)
+    return {"percent": 100 * found / read, "low": low, "high": high}
 
 
 def _duplicates(catalogue: Catalogue, rows: np.ndarray, digests: np.ndarray) -> list[list[str]]:

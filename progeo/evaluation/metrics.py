@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 
 from progeo.evaluation.recall import correct_predictions
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Recall:
     n: int
     percent: float
     low: float
-    """Bounds in percent of the 95 % bootstrap interval of the recall, over queries drawn with replacement."""
+    """Bounds in percent of the 95 % interval of the recall, see `wilson_interval`."""
     high: float
 
 
@@ -44,7 +44,6 @@ def recall_table(
     ns: Sequence[int],
     *,
     without_positive_missed: bool = True,
-    seed: int = 0,
 ) -> list[Recall]:
     """Compute recalls by every criterion, for every group of queries, at every N.
 
@@ -54,7 +53,6 @@ def recall_table(
         groups: by name, rows of queries; an empty group gets no recall.
         ns: the Ns of recall@N.
         without_positive_missed: count queries without any positive as missed; otherwise exclude them.
-        seed: random seed of the bootstrap samples.
     """
     table = []
     for criterion, positive_rows in positives.items():
@@ -66,9 +64,9 @@ def recall_table(
                 continue
             for n in ns:
                 hits = np.any(correct[counted, :n], axis=1)
-                low, high = bootstrap_interval(hits, seed=seed)
-                percent = 100 * int(hits.sum()) / len(hits)
-                table.append(Recall(criterion, name, len(counted), n, percent, 100 * low, 100 * high))
+                found = int(hits.sum())
+                low, high = wilson_interval(found, len(hits))
+                table.append(Recall(criterion, name, len(hits), n, 100 * found / len(hits), low, high))
     return table
 
 
@@ -92,17 +90,18 @@ def chance_recalls(num_positives: np.ndarray, num_images: np.ndarray | int, ns: 
     return {n: by_n[min(n, len(by_n) - 1)] for n in ns}
 
 
-def bootstrap_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """Compute the 95 % bootstrap interval of the fraction of hits, over queries drawn with replacement.
+def wilson_interval(found: int, count: int) -> tuple[float, float]:
+    """Compute the 95 % interval of a share by Wilson's score (J. Am. Stat. Assoc. 1927), in percent.
 
-    Args:
-        hits: whether each query was found, bool (Q,), at least one.
-        seed: random seed of the samples.
+    Near 0 and 100 %, where an interval of bootstrap samples is too narrow, or a point if none or all are found, it
+    still holds the true share in about 95 % of the cases.
     """
-    # The number of hits in a sample is binomial, so queries need not be drawn one by one.
-    fractions = np.random.default_rng(seed).binomial(len(hits), hits.mean(), RESAMPLES) / len(hits)
-    low, high = np.quantile(fractions, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
-    return low, high
+    z = ndtri((1 + CONFIDENCE) / 2)
+    share, scale = found / count, 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / scale
+    half = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / scale
+    # Where none or all are found, rounding must not move the bound of 0 or 100 %.
+    return float(100 * max(0, min(share, middle - half))), float(100 * min(1, max(share, middle + half)))
 
 
 def average_precisions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,12 @@ from progeo.files import write_csv, write_json, write_text
 from progeo.printable import markdown_table
 
 _SEED = "settings.seed"
-_OF_A_RUN = (_SEED, *(f"settings.{name}" for name in ("out", "resume", "wait", "text.prompts")), "epoch", "encoder")
+STAGE1 = "stage1."
+"""Prefix of the settings of the prompts that a run learned from."""
+_OF_A_RUN = (
+    *(f"{prefix}{name}" for prefix in ("settings.", STAGE1) for name in ("seed", "out", "resume", "wait")),
+    *("settings.text.prompts", f"{STAGE1}prompts.feature_cache", "epoch", "encoder"),
+)
 """What differs between runs of one configuration: the seed, folders of the run itself, and the best epoch."""
 _MEANING = "Mean ± standard deviation (of a sample) over runs whose settings differ in their seed only."
 
@@ -56,7 +61,8 @@ def configurations_of(provenances: Mapping[str, Mapping[str, Any]]) -> list[Conf
     """Group runs whose settings are equal but for the seed, in the order of the first of each.
 
     Args:
-        provenances: by the name of each encoder, how it was made, by dotted names such as `settings.seed`.
+        provenances: by the name of each encoder, how it was made, by dotted names such as `settings.seed`, and from
+            `STAGE1` on, where they are known, the settings of the prompts that it learned from.
 
     Raises:
         ValueError: no two runs belong together, with the settings that differ; or two of them have the same seed.
@@ -128,8 +134,10 @@ def write_seeds(
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings that make two runs different configurations."""
+    names = [name for name in dict.fromkeys((*one, *other)) if name not in _OF_A_RUN]
+    are_known = [any(name.startswith(STAGE1) for name in own) for own in (one, other)]
     return [
-        name for name in dict.fromkeys((*one, *other)) if name not in _OF_A_RUN and one.get(name) != other.get(name)
+        name for name in names if one.get(name) != other.get(name) and (all(are_known) or not name.startswith(STAGE1))
     ]
 
 

@@ -7,8 +7,9 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import binomtest
 
-from progeo.evaluation.metrics import CONFIDENCE, RESAMPLES
+from progeo.evaluation.metrics import CONFIDENCE
 
+RESAMPLES = 2000
 SIGNIFICANCE = 0.05
 """A difference with a p-value below this is significant."""
 

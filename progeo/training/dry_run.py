@@ -77,19 +77,23 @@ def _extraction(training: ImageTraining, name: str, *, encoder: Encoder, times: 
 
 
 def _validation_phases(training: ImageTraining, times: int, num_tested: int) -> list[Phase]:
-    """Measure the extraction of the descriptors of images of the validation, and take it for the final test, too."""
+    """Measure the extraction of the descriptors of images of the validation, and take it for the final test, too.
+
+    Without a validation, training images are measured.
+    """
     validation = training.validation
-    if not validation.catalogues:
+    count = times * sum(map(len, validation.catalogues))
+    if not validation.catalogues and not num_tested:
         return []
     images = ImageOptions(
         database_preprocessing=validation.options.preprocessing, orientation=validation.data.orientation
     )
     extractor = descriptor_extractor(training.encoder, images, training.accelerator)
-    count = times * sum(map(len, validation.catalogues))
-    both = _phase(training, "validation", extractor, validation.catalogues[0], count=count + num_tested)
+    (measured, *_) = (*validation.catalogues, *training.drawn.source.catalogues)
+    both = _phase(training, "validation", extractor, measured, count=count + num_tested)
     of_test = Phase("final test", num_tested, "images", both.seconds * num_tested / max(1, both.count))
-    found = Phase("validation", count, "images", both.seconds - of_test.seconds)
-    return [found, of_test] if num_tested else [found]
+    of_validation = Phase("validation", count, "images", both.seconds - of_test.seconds)
+    return [*([of_validation] if validation.catalogues else []), *([of_test] if num_tested else [])]
 
 
 def _phase(

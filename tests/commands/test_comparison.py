@@ -191,3 +191,23 @@ def test_runs_that_are_no_seeds_of_one_configuration_are_refused_before_anything
     with pytest.raises(SystemExit, match=r"--seeds needs runs .*a0 and .*b0 differ in training\.epochs\."):
         compare(*runs, "--folder", city / "val", "--seeds", out=tmp_path / "out", cache=tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_compared_by_the_settings_of_their_prompts_too(city, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, (prompts, length) in enumerate([(None, 4), ("elsewhere", 16), (None, 4)]):
+        stage1 = tmp_path / (prompts or f"runs/{seed}/stage1")
+        stage1.mkdir(parents=True)
+        (stage1 / "config.yaml").write_text(f"seed: {seed}\nprompts: {{context_length: {length}}}\n")
+        settings = {"seed": seed, "out": f"runs/{seed}", "text": {"weight": 1.0, "prompts": prompts}}
+        encoder = build_encoder("tiny-resnet", "random", 48)
+        save_encoder(tmp_path / f"runs/{seed}", encoder, provenance={"settings": settings}, recalls={})
+    words = ("--folder", city / "val", "--seeds")
+    with pytest.raises(SystemExit, match=r"runs/0 and runs/1 differ in stage1\.prompts\.context_length\."):
+        compare("runs/0", "runs/1", *words, out=tmp_path / "out", cache=tmp_path / "cache")
+    (tmp_path / "runs/2/stage1/config.yaml").unlink()
+    with pytest.raises(SystemExit):  # without images
+        compare("runs/0", "runs/2", "--folder", "no", "--seeds", out=tmp_path / "out", cache=tmp_path / "cache")
+    assert (
+        "runs/2 learned from prompts whose settings are not compared: there is no runs/2/stage1/config" in caplog.text
+    )

@@ -54,3 +54,13 @@ def test_a_training_is_made_again(work, config):
     assert metrics_of(work / "runs/a/stage2") == metrics_of(work / "runs/b/stage2")
     weights = [(work / f"runs/{name}/stage2/best/model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_stage_2_alone_is_made_again_from_the_prompts_that_it_learned_from(work, config):
+    settings = ["--config", str(config), "--data.train_folder", "city/train", "--out", "runs/a"]
+    main(["train", "prompts", *settings, "--prompts.epochs", "1"])
+    main(["train", "encoder", *settings, "--validation.folder", "city/val", "--training.epochs", "1"])
+    made = reproduce(work / "runs/a/stage2/reproduce.sh")
+    assert made.returncode == 0, made.stderr
+    assert metrics_of(work / "runs/a/stage2") == metrics_of(work / "runs/a_again/stage2")

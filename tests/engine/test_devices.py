@@ -15,6 +15,17 @@ def test_the_memory_of_a_container_is_what_it_may_take_and_has_not(tmp_path):
     assert main_memory(tmp_path) == (9_000_000, 0)
 
 
+def test_the_memory_of_a_job_is_that_of_the_narrowest_group_around_it(tmp_path):
+    for name, limit, used in (("job_7", 9000, 5000), ("job_7/step_0", "max", 4000), ("other", 10, 10)):
+        (tmp_path / name).mkdir()
+        for file, text in (("max", limit), ("current", used), ("stat", "anon 1")):
+            (tmp_path / name / f"memory.{file}").write_text(f"{text}\n")
+    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/job_7/step_0\n")
+    assert main_memory(tmp_path, tmp_path / "own") == (9000, 4000)
+    (tmp_path / "own").write_text("0::/\n")
+    assert main_memory(tmp_path, tmp_path / "own")[0] == psutil.virtual_memory().total
+
+
 @pytest.mark.parametrize("limit", [None, "max\n"])
 def test_without_a_limit_it_is_that_of_the_machine(tmp_path, limit):
     if limit is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from progeo.engine.environment import giving, write_origin
+from progeo.engine.environment import giving, write_origin, write_script
 
 PRINTING = """#!/bin/sh
 pwd
@@ -16,6 +16,8 @@ echo
 [ "$1" != -c ] || cat
 """
 WORDS = ["evaluate", "my encoder", "--folder", "it's", "--out", "results/a"]
+HARD_WORDS = ["evaluate", "a\nb", '$HOME `ls` \\ "x"', "straße 東", "caf\udce9", "--out", "a"]
+"""Words that a shell or an encoding could change, with a byte that is no UTF-8."""
 
 
 @pytest.fixture
@@ -27,8 +29,8 @@ def work(tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
-def run(script, *words, cwd):
-    environment = {**os.environ, "PYTHON": str(Path.cwd().parent / "python")}
+def run(script, *words, cwd, **variables):
+    environment = {**os.environ, "PYTHON": str(Path.cwd().parent / "python"), **variables}
     result = subprocess.run(["sh", str(script), *words], cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.stderr == ""
     return result.stdout.splitlines()
@@ -58,12 +60,39 @@ def test_results_outside_of_the_folder_do_not_change_it(work):
     assert "# Run it in the folder that" in (work.parent / "elsewhere/reproduce.sh").read_text()
 
 
-def test_several_processes_are_launched_again(work, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
+def test_words_arrive_as_they_were_given(work):
+    with giving(HARD_WORDS):
+        write_origin(Path("a"), "evaluate", {})
+    (work.parent / "python").write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" > "{work}/arrived"\n')
+    run("a/reproduce.sh", cwd=work)
+    arrived = os.fsdecode((work / "arrived").read_bytes()).split("\0")
+    assert arrived == ["-m", "progeo", *HARD_WORDS, "--out", "a_again", ""]
+
+
+def test_the_script_goes_to_the_folder_above_it_wherever_the_shell_looks_for_folders(work):
+    (work / "elsewhere/a").mkdir(parents=True)
     with giving(WORDS):
         write_origin(work / "a", "evaluate", {})
+    assert run("a/reproduce.sh", cwd=work, CDPATH=str(work / "elsewhere"))[0] == str(work)
+
+
+@pytest.mark.parametrize(("on_cpu", "device"), [("true", "true"), ("false", "")])
+def test_several_processes_are_launched_again_on_the_same_device(on_cpu, device, work, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", on_cpu)
+    with giving(WORDS):
+        write_origin(work / "a", "evaluate", {})
+    (work.parent / "python").write_text(f"{PRINTING}echo $ACCELERATE_USE_CPU\n")
+    (_, command, *said) = run("a/reproduce.sh", cwd=work, ACCELERATE_USE_CPU="")
+    assert command.startswith("-m|torch.distributed.run|--standalone|--nproc_per_node|4|-m|progeo|evaluate|")
+    assert said == [device]
+
+
+def test_what_a_command_found_in_its_output_folder_is_named_for_another(work):
+    with giving(["train", "encoder", "--out", "a"]):
+        write_script(work / "a", "train", Path("a"), {}, inputs=["--text.prompts", "a/stage1"])
     (_, command) = run("a/reproduce.sh", cwd=work)
-    assert command.startswith("-m|accelerate.commands.launch|--num_processes|4|-m|progeo|evaluate|")
+    assert command == "-m|progeo|train|encoder|--out|a|--text.prompts|a/stage1|--out|a_again|"
 
 
 def test_the_environment_has_the_command_the_data_and_versions(work):

@@ -3,13 +3,20 @@ import json
 import pytest
 import yaml
 
-from progeo.engine.run_folder import RunFolder, is_done, open_run
+from progeo.engine.run_folder import RunFolder, check_run, is_done, open_run
 
 SETTINGS = {"seed": 0, "cells": {"cell_side_m": 10}, "epochs": 5}
 
 
+def opened(path, settings, **how):
+    run = RunFolder(path)
+    check_run(run, settings, **how)
+    open_run(run, settings)
+    return run
+
+
 def test_a_new_run_holds_its_settings_its_environment_and_a_log(tmp_path):
-    run = open_run(tmp_path / "run", SETTINGS, resume=False)
+    run = opened(tmp_path / "run", SETTINGS, resume=False)
     assert {path.name for path in run.path.iterdir()} == {"config.yaml", "environment.json", "log.txt"}
     assert yaml.safe_load(run.config.read_text()) == SETTINGS
     environment = json.loads((run.path / "environment.json").read_text())
@@ -17,21 +24,21 @@ def test_a_new_run_holds_its_settings_its_environment_and_a_log(tmp_path):
 
 
 def test_a_folder_with_a_run_is_opened_only_to_go_on(tmp_path):
-    open_run(tmp_path, SETTINGS, resume=False)
+    opened(tmp_path, SETTINGS, resume=False)
     with pytest.raises(ValueError, match="already holds a run: set `resume` to resume it, or name another `out`"):
-        open_run(tmp_path, SETTINGS, resume=False)
-    open_run(tmp_path, SETTINGS, resume=True)
+        opened(tmp_path, SETTINGS, resume=False)
+    opened(tmp_path, SETTINGS, resume=True)
 
 
 def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_left_no_checkpoint(tmp_path):
     changed = {**SETTINGS, "cells": {"cell_side_m": 20}, "epochs": 9}
-    open_run(tmp_path, changed, resume=False)
+    opened(tmp_path, changed, resume=False)
     (tmp_path / "checkpoints/.unfinished-epoch_000001_step_000000").mkdir(parents=True)
-    open_run(tmp_path, SETTINGS, resume=True)
+    opened(tmp_path, SETTINGS, resume=True)
     (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir()
     with pytest.raises(ValueError, match=r"other settings: cells.cell_side_m was 10, now 20\. Name another `out`"):
-        open_run(tmp_path, changed, resume=True, may_change=("epochs",))
-    open_run(tmp_path, {**SETTINGS, "epochs": 9}, resume=True, may_change=("epochs",))
+        opened(tmp_path, changed, resume=True, may_change=("epochs",))
+    opened(tmp_path, {**SETTINGS, "epochs": 9}, resume=True, may_change=("epochs",))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["epochs"] == 9
 
 
@@ -43,10 +50,10 @@ def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_l
     ],
 )
 def test_a_run_does_not_go_on_without_a_setting_that_it_had(tmp_path, before, sentence):
-    open_run(tmp_path, {**SETTINGS, **before}, resume=False)
+    opened(tmp_path, {**SETTINGS, **before}, resume=False)
     (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir(parents=True)
     with pytest.raises(ValueError, match=sentence):
-        open_run(tmp_path, SETTINGS, resume=True)
+        opened(tmp_path, SETTINGS, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +66,12 @@ def test_a_run_does_not_go_on_without_a_setting_that_it_had(tmp_path, before, se
     ],
 )
 def test_a_run_from_before_a_setting_had_its_default_and_one_under_a_former_name_its_value(tmp_path, now, changed):
-    open_run(tmp_path, {**SETTINGS, "max": 7}, resume=False)
+    opened(tmp_path, {**SETTINGS, "max": 7}, resume=False)
     (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir(parents=True)
     defaults = {"seed": 1, "cells.cell_side_m": 20, "cells.groups": 1, "most": 5}
     settings = {**SETTINGS, "most": 7, "cells": {"cell_side_m": 10, "groups": 1}, **now}
     found = []
-    open_run(
+    opened(
         tmp_path,
         settings,
         resume=True,
@@ -142,7 +149,7 @@ def test_a_line_of_steps_that_lacks_their_number_per_epoch_is_refused(tmp_path):
 
 
 def test_metrics_of_what_is_run_again_are_dropped(tmp_path):
-    run = open_run(tmp_path, SETTINGS, resume=False)
+    run = opened(tmp_path, SETTINGS, resume=False)
     for epoch in range(4):
         run.append_metrics({"epoch": epoch, "loss": 0.5})
     with run.metrics.open("a") as stream:

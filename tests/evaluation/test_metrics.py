@@ -3,11 +3,11 @@ import pytest
 
 from progeo.evaluation.metrics import (
     average_precisions,
-    bootstrap_interval,
     chance_recalls,
     errors_of,
     first_of_each_panorama,
     recall_table,
+    wilson_interval,
 )
 
 # Four queries: correct at rank 1; correct at rank 3; never correct; without any positive.
@@ -30,14 +30,13 @@ def test_recalls_by_every_criterion_of_every_group(missed, counts, percents):
     assert all(0 <= each.low <= each.percent <= each.high <= 100 for each in found)
 
 
-def test_an_interval_is_that_of_samples_drawn_with_replacement():
-    rng = np.random.default_rng(7)
-    hits = np.arange(200) < 140
-    means = np.sort([rng.choice(hits, len(hits)).mean() for _ in range(4000)])
-    low, high = bootstrap_interval(hits)
-    assert low == pytest.approx(means[100], abs=0.011)
-    assert high == pytest.approx(means[3900], abs=0.011)
-    assert bootstrap_interval(np.ones(5, bool)) == (1, 1)
+@pytest.mark.parametrize(("found", "count"), [(0, 1), (1, 1), (0, 30), (30, 30), (140, 200), (63, 100), (2_999, 3_000)])
+def test_an_interval_holds_the_shares_from_which_the_measured_one_is_at_most_196_deviations(found, count):
+    low, high = (bound / 100 for bound in wilson_interval(found, count))
+    for bound in (low, high):
+        assert abs(found / count - bound) == pytest.approx(1.959963984540054 * (bound * (1 - bound) / count) ** 0.5, abs=1e-9)
+    assert 0 <= low <= found / count <= high <= 1 and high - low > 0
+    assert (low == 0) == (found == 0) and (high == 1) == (found == count)
 
 
 def test_average_precision_of_hand_made_rows():

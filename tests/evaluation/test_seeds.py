@@ -35,6 +35,18 @@ def test_runs_belong_together_whose_settings_differ_in_the_seed_only():
     ]
 
 
+def test_runs_whose_prompts_were_learned_otherwise_are_no_seeds_of_one_configuration():
+    def prompts(seed, length):
+        return {"stage1.seed": seed, "stage1.out": f"runs/{seed}", "stage1.prompts.context_length": length}
+
+    provenances = {name: run(seed) | prompts(seed, 4) for seed, name in enumerate("ab")}
+    assert configurations_of(provenances)[0].encoders == ("a", "b")
+    with pytest.raises(ValueError, match=r"a and b differ in stage1\.prompts\.context_length\."):
+        configurations_of(provenances | {"b": run(1) | prompts(1, 16)})
+    # Those of b are not known.
+    assert configurations_of(provenances | {"b": run(1)})[0].encoders == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("names", "common"),
     [(("a1", "a11"), "a1*"), (("a0x", "a10x"), "a*0x"), (("x", "y"), "x, y"), (("ab", "b"), "ab, b")],

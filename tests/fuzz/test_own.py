@@ -20,7 +20,7 @@ from small_onnx import colors
 from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.engine.run_folder import RunFolder, open_run
+from progeo.engine.run_folder import RunFolder, check_run, open_run
 from progeo.export.card import starting_weights
 from progeo.export.classifier import load_classifier, write_classifier
 from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
@@ -221,7 +221,7 @@ SETTINGS = {"out": "run", "data": {"train_folder": "x", "num_workers": 0}, "mode
 
 
 def run_folder(folder):
-    open_run(folder, SETTINGS, resume=False)
+    open_run(RunFolder(folder), SETTINGS)
     (folder / "checkpoints/epoch_000001_step_000000").mkdir(parents=True)
     return folder / "config.yaml"
 
@@ -378,7 +378,7 @@ READERS = {
     },
     "group_0.safetensors": Reader(group, lambda path: read_group(path, ["context", "text_features"])),
     "places.json": Reader(places, read_places, lambda path: str(path.parent)),
-    "config.yaml": Reader(run_folder, lambda path: open_run(path.parent, SETTINGS, resume=True)),
+    "config.yaml": Reader(run_folder, lambda path: check_run(RunFolder(path.parent), SETTINGS, resume=True)),
     "metrics.jsonl": Reader(metrics, read_metrics),
     "index.json": Reader(place_index, read_index, lambda path: str(path.parent)),
     **{
