@@ -51,13 +51,6 @@ def test_another_output_folder_and_more_options_may_follow(work):
     assert command.endswith("|--out|results/a|--out|b c|--num_workers|0|")
 
 
-def test_results_outside_of_the_folder_do_not_change_it(work):
-    with giving(WORDS):
-        write_origin(work.parent / "elsewhere", "evaluate", {})
-    assert run(work.parent / "elsewhere/reproduce.sh", cwd=work)[0] == str(work)
-    assert "# Run it in the folder that" in (work.parent / "elsewhere/reproduce.sh").read_text()
-
-
 def test_a_python_without_progeo_is_named_with_what_to_do(work):
     (work.parent / "python").write_text("#!/bin/sh\necho No module named progeo >&2\nexit 1\n")
     with giving(WORDS):
@@ -70,6 +63,13 @@ def test_a_python_without_progeo_is_named_with_what_to_do(work):
     assert result.stderr == (
         f"{python} does not run progeo: activate the environment that has it, or name its interpreter in PYTHON.\n"
     )
+
+
+def test_results_outside_of_the_folder_do_not_change_it(work):
+    with giving(WORDS):
+        write_origin(work.parent / "elsewhere", "evaluate", {})
+    assert run(work.parent / "elsewhere/reproduce.sh", cwd=work)[0] == str(work)
+    assert "# Run it in the folder that" in (work.parent / "elsewhere/reproduce.sh").read_text()
 
 
 def test_several_processes_are_launched_again(work, monkeypatch):
