@@ -52,7 +52,8 @@ def find_paths(folder: Path | RemotePath) -> FoundPaths:
     if isinstance(folder, RemotePath):
         return _found(scan_remote_folder(folder), folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}{_beside(folder)}.")
+        missing = next((each for each in [*folder.parents][-2::-1] if not each.exists()), folder)
+        raise FileNotFoundError(f"There is no folder {missing}{_beside(missing)}.")
     listing = list_of(folder)
     return _listed(listing, folder) if listing.is_file() else _found(scan_folder(folder), folder)
 
