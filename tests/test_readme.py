@@ -32,7 +32,9 @@ HEADS = {
 }
 SCRIPTS = {"stage1_prompts.py": "train prompts", "stage2_image.py": "train encoder", "evaluate.py": "evaluate"}
 LINE = re.compile(
-    r"^(?:\$ | {2,})(?:progeo (?!--)|(?:python |accelerate launch (?:--\w+ \d+ )*)(?=(?:stage|eval)\w+\.py ))(.*)", re.M
+    r"^(?:\$ | {2,})(?:(?:accelerate launch (?:--\w+ \d+ )*-m )?progeo (?!--)"
+    r"|(?:python |accelerate launch (?:--\w+ \d+ )*)(?=(?:stage|eval)\w+\.py ))(.*)",
+    re.M,
 )
 """A command line in a code block, or indented in a comment; the group is what follows `progeo` or `python`."""
 COMMON = {"--json", "--quiet", "--verbose"}

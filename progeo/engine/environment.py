@@ -44,7 +44,11 @@ _SCRIPT = """#!/bin/sh
 set -eu
 python=${{PYTHON:-python3}}
 if [ $# -gt 0 ]; then out=$1; shift; else out={out}; fi
-{change}{check}{device}"$python" {command} --out "$out" "$@"
+{change}"$python" -m progeo --version > /dev/null 2>&1 || {{
+    echo "$python does not run progeo: activate the environment that has it, or name its interpreter in PYTHON." >&2
+    exit 1
+}}
+{check}{device}"$python" {command} --out "$out" "$@"
 """
 _CHECK = """"$python" -c 'import json, sys; from progeo.data.fingerprints import changed_data
 sys.exit(changed_data(json.load(sys.stdin)) or 0)' <<'DATA'

@@ -1,9 +1,10 @@
 """The image files of a folder: found on disk, or listed in a file next to the folder."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ _NEVER_IN_A_PATH = "\x1f"
 _LIST_BYTES_AT_ONCE = 2**23
 _PATHS_AT_ONCE = 2**16
 _LONGEST = 4096
+_MOST_LISTED = 1000
+_FEW_FOLDERS = 8
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,20 @@ def find_paths(folder: Path | RemotePath) -> FoundPaths:
     if isinstance(folder, RemotePath):
         return _found(scan_remote_folder(folder), folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
+        missing = next((each for each in [*folder.parents][-2::-1] if not each.exists()), folder)
+        raise FileNotFoundError(f"There is no folder {missing}{_beside(missing)}.")
     listing = list_of(folder)
     return _listed(listing, folder) if listing.is_file() else _found(scan_folder(folder), folder)
+
+
+def _beside(folder: Path) -> str:
+    """Name the folders and catalogues that a missing folder would lie beside, if they are few."""
+    if not folder.parent.name or not folder.parent.is_dir():
+        return ""
+    with os.scandir(folder.parent) as entries:  # of a folder of millions of images, the first ones
+        first = list(islice(entries, _MOST_LISTED))
+    there = {entry.name.removesuffix(".arrow") for entry in first if entry.is_dir() or entry.name.endswith(".arrow")}
+    return f" beside {', '.join(sorted(there))}" if 0 < len(there) <= _FEW_FOLDERS else ""
 
 
 def changes_since(

@@ -75,8 +75,9 @@ def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config
     sentence = failure(config, tmp_path / "run", "--test.folder", city / "test", "--test.queries", "queries_v2")
     folder = re.escape(str(city / "test"))
     assert re.search(
-        rf"There can be no final test on --test\.folder {folder}: There is no folder {folder}/queries_v2\. Its "
-        rf"folders are --validation\.database database and --test\.queries queries_v2; without --test\.folder there",
+        rf"There can be no final test on --test\.folder {folder}: There is no folder {folder}/queries_v2 beside "
+        rf"database, queries\. Its folders are --validation\.database database and --test\.queries queries_v2; "
+        rf"without --test\.folder there",
         sentence,
     )
     assert not (tmp_path / "run").exists()

@@ -53,6 +53,20 @@ def test_another_output_folder_and_more_options_may_follow(work):
     assert command.endswith("|--out|results/a|--out|b c|--num_workers|0|")
 
 
+def test_a_python_without_progeo_is_named_with_what_to_do(work):
+    (work.parent / "python").write_text("#!/bin/sh\necho No module named progeo >&2\nexit 1\n")
+    with giving(WORDS):
+        write_origin(work / "a", "evaluate", {"city": {"images": 3}})
+    python = str(work.parent / "python")
+    result = subprocess.run(
+        ["sh", "a/reproduce.sh"], env={**os.environ, "PYTHON": python}, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"{python} does not run progeo: activate the environment that has it, or name its interpreter in PYTHON.\n"
+    )
+
+
 def test_results_outside_of_the_folder_do_not_change_it(work):
     with giving(WORDS):
         write_origin(work.parent / "elsewhere", "evaluate", {})

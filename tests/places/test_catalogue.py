@@ -91,6 +91,22 @@ def test_a_missing_folder_and_one_without_images_are_told_apart(tmp_path):
         read_catalogue(tmp_path)
 
 
+def test_a_missing_folder_is_told_with_what_it_would_lie_beside(tmp_path):
+    for there in ("test/queries_v1", "test/queries_v2", "many/1", "none"):
+        (tmp_path / there).mkdir(parents=True)
+    touch(tmp_path / "test", "readme.txt", "database.arrow")
+    for number in range(7):
+        (tmp_path / f"many/{number}_").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"test/queries beside database, queries_v1, queries_v2\.$"):
+        read_catalogue(tmp_path / "test/queries")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/many/l beside 0_, 1, 1_, 2_, 3_, 4_, 5_, 6_\.$"):
+        read_catalogue(tmp_path / "many/l/queries")
+    (tmp_path / "many/7_").mkdir()
+    for bare in ("many/queries", "none/queries"):
+        with pytest.raises(FileNotFoundError, match=rf"There is no folder .*{bare}\.$"):
+            read_catalogue(tmp_path / bare)
+
+
 def test_a_saved_catalogue_is_mapped_back_equal(tmp_path):
     catalogue = build_catalogue(tmp_path, [name(1), name(2, 30)])
     catalogue.save(tmp_path / "catalogue.arrow")

@@ -11,6 +11,7 @@ from itertools import takewhile
 from math import isqrt
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 import torchvision
@@ -329,6 +330,11 @@ def _classifier_state(architecture: str, weights: str, expected: Collection[str]
         else:
             found = load_weights(Path(weights), [telling_name(expected)])
         return {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in found.items()}
+    except URLError as error:
+        raise ValueError(
+            f"`weights` {weights!r} could not be loaded as {architecture}: {tags[weights].url} cannot be reached "
+            f"({error.reason}). Fetch the file where there is a network, and name it in place of {weights}."
+        ) from None
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
         raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None

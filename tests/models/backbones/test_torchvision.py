@@ -227,6 +227,14 @@ def test_a_tag_takes_the_file_that_torchvision_keeps_for_it(monkeypatch, tmp_pat
     assert torch.equal(load("resnet50", "IMAGENET1K_V1").conv1.weight, state["conv1.weight"])
 
 
+def test_weights_that_cannot_be_fetched_are_refused_with_their_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ValueError, match=r"https://\S+/resnet18-\w+\.pth cannot be reached \(.+\)\. Fetch "):
+        load("resnet18", "IMAGENET1K_V1")
+
+
 @pytest.mark.parametrize(
     ("architecture", "weights", "words"),
     [
