@@ -284,7 +284,10 @@ def _with_log_format(words: Sequence[str]) -> list[str]:
     rest, formats = take_option(words, "--log_format", "text or json")
     if formats:
         os.environ[VARIABLE] = formats[-1]
-    check_log_format()
+    try:
+        check_log_format()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return rest
 
 

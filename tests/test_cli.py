@@ -378,9 +378,9 @@ def test_a_fault_is_an_object_with_its_traceback_in_json_and_raised_in_text(caps
         main(["demo", "--log_format", "text"])
 
 
-def test_another_format_of_the_log_is_refused(monkeypatch):
+def test_another_format_of_the_log_is_a_wrong_command_line(capsys, monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
-    assert failure("demo", "--log_format", "xml") == (
+    assert usage_failure(capsys, "demo", "--log_format", "xml") == (
         "progeo demo: error: PROGEO_LOG_FORMAT (or --log_format) is text or json, got 'xml'."
     )
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,8 @@ from progeo.terminal import has_colors
 
 LOGGER = logging.getLogger("progeo")
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
+_TEXT_HOOKS = sys.unraisablehook, threading.excepthook
+"""What prints exceptions that nobody can catch, unless the log is JSON."""
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -69,10 +73,26 @@ def stop_log() -> None:
 
 
 def _log_of_libraries(handlers: list[logging.Handler]) -> None:
-    """Log what Python and libraries warn of with these handlers; without any, it is printed as text."""
+    """Log what Python and libraries warn of with these handlers; without any, it is printed as text.
+
+    This includes exceptions that nobody can catch: of threads, and where objects are deleted.
+    """
     logging.captureWarnings(bool(handlers))
+    sys.unraisablehook, threading.excepthook = (_log_unraisable, _log_of_thread) if handlers else _TEXT_HOOKS
     others = [handler for handler in logging.getLogger().handlers if not isinstance(handler, _StderrHandler)]
     logging.getLogger().handlers[:] = [*others, *handlers]
+
+
+def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    _log_uncaught(f"{unraisable.err_msg or 'Exception ignored in'} {unraisable.object!r}", unraisable.exc_value)
+
+
+def _log_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    _log_uncaught(f"Exception in {arguments.thread!r}", arguments.exc_value)
+
+
+def _log_uncaught(where: str, error: BaseException | None) -> None:
+    LOGGER.warning("%s: %s", where, "".join(traceback.format_exception(error)) if error else "unknown")
 
 
 def _set_handlers(handlers: list[logging.Handler]) -> None:

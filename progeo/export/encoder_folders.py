@@ -24,8 +24,7 @@ def local_folder(path_or_address: str | Path, readers: Mapping[str, Callable[[Pa
         FileNotFoundError: there is no encoder, or a file cannot be downloaded.
         ValueError: both `best/` and `last/` hold an encoder.
     """
-    kind, _, name = str(path_or_address).partition(":")
-    if kind in ("hf-hub", "http", "https") and name:
+    if _is_address(path_or_address):
         return fetch_folder(str(path_or_address), readers)
     return encoder_folder(Path(path_or_address))
 
@@ -49,15 +48,31 @@ def encoder_folder(path: Path) -> Path:
             f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
             f"for it, or resume the run."
         )
-    hint = " A plugin that has an encoder of this name is given with --plugin." if ":" in str(path) else ""
+    if _is_address(path):
+        raise FileNotFoundError(
+            f"{path} is an address, but a folder is needed here: fetch its {METADATA} and {WEIGHTS} first, from the "
+            f"Hugging Face Hub with `hf download OWNER/NAME --local-dir FOLDER`."
+        )
     raise FileNotFoundError(
-        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {METADATA} and {WEIGHTS}.{hint}"
+        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {METADATA} and {WEIGHTS}.{_hint(path)}"
     )
 
 
 def holds_encoder(path: Path) -> bool:
     """Return whether a folder, or that in which a run or a place index keeps its encoder, contains a `model.json`."""
     return any((folder / METADATA).is_file() for folder in (path, *_kept_in(path)))
+
+
+def _is_address(path_or_address: str | Path) -> bool:
+    kind, _, name = str(path_or_address).partition(":")
+    return kind in ("hf-hub", "http", "https") and bool(name)
+
+
+def _hint(path: Path) -> str:
+    onnx = path if path.suffix == ".onnx" else path / "model.onnx"
+    if onnx.is_file():
+        return f" To evaluate and compare {onnx}, name it onnx:{onnx}."
+    return " A plugin that has an encoder of this name is given with --plugin." if ":" in str(path) else ""
 
 
 def _kept_in(path: Path) -> list[Path]:

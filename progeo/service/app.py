@@ -162,6 +162,7 @@ def _add_images(app: FastAPI, localizer: Localizer) -> None:
             200: {"content": {"image/webp": {}}},
             **{status: _REFUSALS[status] for status in (401, 429, 503)},
             404: {"model": Refusal, "description": "There is no such image."},
+            422: {"model": Refusal, "description": "A number is out of its range."},
         },
     )
     async def image(

@@ -1,5 +1,6 @@
 import json
 import logging
+import threading
 import warnings
 from datetime import datetime
 
@@ -54,6 +55,24 @@ def test_warnings_of_python_and_of_libraries_are_entries_too(written):
     first, second = written()
     assert first["level"] == "warning" and "UserWarning: old weights" in first["event"]
     assert (second["level"], second["event"]) == ("warning", "no room")
+
+
+def test_exceptions_that_nobody_can_catch_are_entries_too(written):
+    class Broken:
+        def __del__(self):
+            raise RuntimeError("a worker was killed")
+
+    def fail():
+        raise RuntimeError("a thread failed")
+
+    Broken()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    first, second = written()
+    assert first["level"] == second["level"] == "warning"
+    assert "Exception ignored in" in first["event"] and "RuntimeError: a worker was killed" in first["event"]
+    assert "Exception in <Thread" in second["event"] and "RuntimeError: a thread failed" in second["event"]
 
 
 def test_a_log_of_text_leaves_the_warnings_of_others_alone():

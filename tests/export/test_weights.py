@@ -195,6 +195,16 @@ def test_the_thumbnail_baseline_is_known_by_name():
     assert progeo.load_encoder("thumbnail").descriptor_dim == 768
 
 
+def test_a_file_of_onnx_and_an_address_are_no_folders_and_the_sentence_tells_what_to_do(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    for name in (tmp_path, tmp_path / "model.onnx"):
+        with pytest.raises(FileNotFoundError, match=f"name it onnx:{tmp_path}/model.onnx") as error:
+            progeo.load_encoder(name)
+        assert "--plugin" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="hf-hub:owner/name is an address, but a folder is needed here"):
+        encoder_folder(Path("hf-hub:owner/name"))
+
+
 def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(FileNotFoundError, match="There is no encoder in"):

@@ -422,6 +422,7 @@ def test_the_interface_is_documented_offline(client):
     assert set(document["paths"]) >= {"/localize", "/images/{row}", "/health", "/metrics"}
     form = document["paths"]["/localize"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert list(form["properties"]) == ["photos", "top", "threshold", "near", "heading", "verify", "format"]
+    assert "HTTPValidationError" not in document["components"]["schemas"]  # refusals are one sentence each
     page = client.get("/docs").text
     for text in ("POST /localize", "GET /images/{row}", "Minimum confidence of a known position", "radius_m"):
         assert text in page
