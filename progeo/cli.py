@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -229,6 +230,21 @@ _FORMER = {
 _MEMORY_SETTINGS = ("batch_size", "eval_batch_size", "image_size", "num_workers", "sample")
 
 
+@contextmanager
+def _restoring(*variables: str) -> Iterator[None]:
+    """Restore variables of the environment, so that an option holds for one of several commands of a process."""
+    before = {name: os.environ.get(name) for name in variables}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@_restoring(VARIABLE, MAX_PIXELS_VARIABLE)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command: results go to stdout, the log to stderr.
 
@@ -389,9 +405,11 @@ def _unknown(words: Sequence[str]) -> str:
     starts = [" ".join(words[:count]) for count in (2, 1)]
     if former := next((start for start in starts if start in _FORMER), ""):
         return f"{former} is now called {_FORMER[former]!r}."
+    if words[0].startswith("-"):
+        return f"the first word is a command, got {words[0]}: give options after it, as in 'progeo demo --quiet'."
     given = starts[0] if any(name.startswith(f"{words[0]} ") for name in COMMANDS) else words[0]
     nearest = get_close_matches(given, COMMANDS, 1)
-    return f"there is no command {given!r}." + "".join(f" Did you mean {name!r}?" for name in nearest)
+    return f"there is no command {given!r}. {f'Did you mean {nearest[0]!r}?' if nearest else 'See progeo --help.'}"
 
 
 def _with_flags(sentence: str, command: str) -> str:

@@ -8,6 +8,11 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 """Characters that a terminal would obey or cannot show, or that turn the order of others; not tabs and line ends."""
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with a noun in the singular or plural, such as `1 part` and `1,200 parts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Replace non-printable characters by `?` in text of an untrusted file, so that it is safe to display."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

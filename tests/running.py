@@ -134,6 +134,11 @@ def metrics_of(folder: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in _MEASURED} for row in rows]
 
 
+def available(terminal: int) -> str:
+    """What a terminal got; empty if it gets nothing for a while."""
+    return os.read(terminal, 10_000).decode() if select.select([terminal], [], [], 0.2)[0] else ""
+
+
 @dataclass(frozen=True)
 class Started:
     """A script that runs, or has ended."""

@@ -15,7 +15,7 @@ from shutil import which
 import pytest
 import torch
 from PIL import Image
-from running import parsed
+from running import available, parsed
 
 import progeo
 from progeo.cli import COMMANDS, main
@@ -148,7 +148,8 @@ def test_stage_1_lists_what_it_reads_alone(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["stage3"], "there is no command 'stage3'."),
+        (["stage3"], "there is no command 'stage3'. See progeo --help."),
+        (["--quiet", "demo"], "the first word is a command, got --quiet: give options after it"),
         (["prompts", "list"], "there is no command 'prompts list'."),
         (["evalute", "--out", "x"], "there is no command 'evalute'. Did you mean 'evaluate'?"),
         (["dataset", "from_table", "x"], "there is no command 'dataset from_table'."),
@@ -158,7 +159,10 @@ def test_stage_1_lists_what_it_reads_alone(capsys):
         ([*PROMPTS, "--cells.side", "3"], "--cells.side is no option. Did you mean --cells.cell_side_m"),
         ([*ENCODER, "--epochs", "3"], "--epochs is no option. Did you mean --training.epochs?"),
         ([*ENCODER, "--prompts.epochs", "3"], "--prompts.epochs is no option of this command, but of `progeo train`"),
-        ([*ENCODER, "-v"], "-v is no option."),
+        ([*ENCODER, "-v"], "-v is no option. See --help."),
+        (["demo", "--quite"], "--quite is no option. Did you mean --quiet?"),
+        (["demo", "--log-format", "json"], "--log-format is no option. Did you mean --log_format?"),
+        (["demo", "--json=true"], "--json takes no value: give it alone."),
         ([*ENCODER, "--config"], "--config needs a file of settings."),
         (PROMPTS[:4], "--data.train_folder is required: Folder of training images."),
         ([*PROMPTS, "--prompts.epochs", "0"], "--prompts.epochs must be a whole number >0, got 0."),
@@ -284,7 +288,7 @@ def test_zsh_completes_commands(capsys):
 def test_results_go_to_stdout_in_words_or_json_and_the_log_to_stderr(images, capsys):
     words = ["dataset", "groups", str(images / "train"), "--cells.min_images_per_class", "2"]
     main(words)
-    assert "12 images; 12 of them in the 1 groups" in capsys.readouterr().out
+    assert "12 images; 12 of them in the 1 group " in capsys.readouterr().out
     main([*words, "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert (shown["images"], shown["rows"][0]["classes"]) == (12, 2)
@@ -306,7 +310,7 @@ def test_the_traceback_of_an_error_is_shown_when_asked_for(capsys):
 
 PLAN = """group  classes  images  images of a class: min  median  max
     1        2      12                       6       6    6
-12 images; 12 of them in the 1 groups of classes with at least 2, 12 in the first 1
+12 images; 12 of them in the 1 group of classes with at least 2, 12 in the first 1
 """
 
 
@@ -326,7 +330,7 @@ def test_a_table_has_colors_on_a_terminal_and_is_plain_elsewhere(kind, images, m
         monkeypatch.setattr(sys, "stdout", stream)
         main(words)
         monkeypatch.undo()
-        shown = os.read(reader, 10_000).decode().replace("\r", "")
+        shown = "".join(iter(lambda: available(reader), "")).replace("\r", "")
     os.close(reader)
     if kind == "NO_COLOR":
         assert shown == PLAN
@@ -361,6 +365,17 @@ def test_an_error_is_the_last_object_of_a_log_in_json(words, status, event, caps
     assert stop.value.code == status
     (entry,) = map(json.loads, capsys.readouterr().err.splitlines())
     assert (entry["level"], entry["event"]) == ("error", event)
+
+
+def test_an_option_that_sets_the_environment_holds_for_its_command_only(images, capsys, monkeypatch):
+    monkeypatch.setenv("PROGEO_MAX_PIXELS", "50")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    scan = ["dataset", "scan", str(images / "train")]
+    main([*scan, "--log_format", "json", "--max_pixels", "10"])
+    assert os.environ["PROGEO_MAX_PIXELS"] == "50" and VARIABLE not in os.environ
+    capsys.readouterr()
+    main(scan)
+    assert not capsys.readouterr().err.startswith("{")
 
 
 def test_a_fault_is_an_object_with_its_traceback_in_json_and_raised_in_text(capsys, monkeypatch):
@@ -423,7 +438,7 @@ def test_stage_2_without_prompts_says_what_can_be_done(images):
 
 def test_too_many_groups_are_refused_with_how_many_there_are(images):
     sentence = failure(*learning(images, "--cells.min_images_per_class", 2))
-    assert "--cells.num_groups is 8, but there are 1 groups" in sentence
+    assert "--cells.num_groups is 8, but the images form 1 group with classes of at least 2" in sentence
     assert not (images / "run").exists()  # the folder is free for the corrected command
 
 

@@ -4,8 +4,11 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_indexes import DIM, small_index
 
+from progeo.data.datasets import CatalogueImages
+from progeo.data.loaders import cache_images
 from progeo.evaluation.clustering import cluster
 from progeo.evaluation.missed import image_costs
 from progeo.evaluation.pca import fit_pca
@@ -15,6 +18,7 @@ from progeo.export.weights import save_encoder
 from progeo.features.store import ShardedRows
 from progeo.localization.checking import check_place_index
 from progeo.models.encoder import build_encoder
+from progeo.places.catalogue import read_catalogue
 
 
 @pytest.fixture
@@ -77,6 +81,13 @@ def test_a_pca_counts_blocks(shown, values, monkeypatch):
     monkeypatch.setattr("progeo.evaluation.pca._BLOCK_VALUES", 160)
     fit_pca(values, 2, whiten=False)
     assert shown == {"multiplying descriptors": (3, 3, "blocks")}
+
+
+def test_images_that_memory_keeps_are_counted_as_they_are_decoded(shown, tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"@0@{number}@10@S@.png")
+    cache_images(CatalogueImages(read_catalogue(tmp_path)), num_workers=0)
+    assert shown["reading image sizes"] == shown["decoding images"] == (3, 3, "images")
 
 
 def test_a_place_index_counts_the_rows_that_are_written_and_checked(shown, tmp_path):

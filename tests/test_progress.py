@@ -1,12 +1,12 @@
 import logging
 import os
-import select
 import sys
 import termios
 import time
 from contextlib import contextmanager
 
 import pytest
+from running import available
 
 from progeo.log_format import VARIABLE
 from progeo.progress import Progress, duration, followed, phase
@@ -40,10 +40,6 @@ def listening(of_record):
     logger.setLevel(level)
 
 
-def _available(terminal):
-    return os.read(terminal, 10_000).decode() if select.select([terminal], [], [], 0.2)[0] else ""
-
-
 @contextmanager
 def terminal(monkeypatch):
     """A terminal as stderr; yields a function that reads what it got."""
@@ -51,7 +47,7 @@ def terminal(monkeypatch):
     termios.tcsetwinsize(other, (24, 120))
     with os.fdopen(other, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
-        yield lambda: "".join(iter(lambda: _available(main), ""))
+        yield lambda: "".join(iter(lambda: available(main), ""))
     os.close(main)
 
 

@@ -16,8 +16,8 @@ PROJECT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
 FILES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.md"))}
 FILES |= {f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 NAVIGATION = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
-WRITTEN = "help.md"
-"""Page that docs/site/hook.py writes."""
+WRITTEN = ("help.md", "notebook.md")
+"""Pages that docs/site/hook.py writes."""
 
 
 def without_code(text):
@@ -33,7 +33,7 @@ def anchors(text):
 
 def test_the_navigation_has_every_page_once():
     own = [name.removeprefix("docs/") for name in FILES if name.startswith("docs/")]
-    assert sorted(NAVIGATION) == sorted([*own, *PROJECT_PAGES, WRITTEN])
+    assert sorted(NAVIGATION) == sorted([*own, *PROJECT_PAGES, *WRITTEN])
 
 
 @pytest.mark.parametrize(("name", "text"), FILES.items(), ids=FILES)

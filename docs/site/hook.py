@@ -1,9 +1,12 @@
-"""Hook of MkDocs: pages of the project from outside docs/, and the help of every command as `progeo` prints it."""
+"""Hook of MkDocs: pages of the project from outside docs/, the help of every command, and the notebook of the tour."""
 
+import json
 import logging
 import os
 import re
+from base64 import b64decode
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -37,6 +40,8 @@ GROUPS = {
 }
 """First word of a command -> its group on the page of help; of other commands, "More"."""
 _COLUMNS = 78
+_PICTURES = {"image/jpeg": ".jpg", "image/png": ".png"}
+"""Kind of a picture in the notebook -> suffix of its file."""
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -44,12 +49,22 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for name in PROJECT_PAGES:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     files.append(File.generated(config, "help.md", content=help_of_every_command()))
+    pictures: dict[str, bytes] = {}
+    blocks = [*blocks_of_notebook(pictures), "The notebook itself: [tour.ipynb](./tour.ipynb)."]
+    files.append(File.generated(config, "notebook.md", content="\n\n".join(blocks)))
+    for name, content in pictures.items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links between pages in docs/ and pages of the project lead to where these lie on the site."""
-    return re.sub(r"(?<=\]\()(?:\.\./|docs/)", "", markdown)
+    """Let links between pages in docs/, pages of the project and the notebook lead to where these lie on the site."""
+    return re.sub(r"(?<=\]\()(?:\.\./|docs/)", "", markdown).replace("](tour.ipynb)", "](notebook.md)")
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Name the dialog of the search, for those who hear the page."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
 
 
 def on_env(env: Environment, *, config: MkDocsConfig, files: Files) -> None:
@@ -57,6 +72,20 @@ def on_env(env: Environment, *, config: MkDocsConfig, files: Files) -> None:
     content = "".join(file.page.content or "" for file in files.documentation_pages() if file.page)
     links = sorted(set(re.findall(r'href="(https?://[^"]+)"', content)))
     LOGGER.info("%d links to other hosts, which are not fetched:\n%s", len(links), "\n".join(links))
+
+
+def blocks_of_notebook(pictures: dict[str, bytes]) -> Iterator[str]:
+    """Yield the Markdown of the notebook's cells and of what they printed, and add their pictures by file name."""
+    for cell in json.loads((ROOT / "docs/tour.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        for output in cell.get("outputs", []):
+            if text := "".join(output.get("text", "")).strip("\n"):
+                yield f"```text\n{text}\n```"
+            for kind in _PICTURES.keys() & output.get("data", {}).keys():
+                name = f"notebook_{len(pictures) + 1}{_PICTURES[kind]}"
+                pictures[name] = b64decode("".join(output["data"][kind]))
+                yield f"![Picture {len(pictures)} of the notebook]({name})"
 
 
 def help_of_every_command() -> str:

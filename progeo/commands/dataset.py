@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progeo.config.datasets import PlanSettings
-from progeo.printable import plain_table
+from progeo.printable import counted, plain_table
 from progeo.terminal import rich_table
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ class Plan:
     def _totals(self) -> str:
         counts = [int(row["images"]) for row in self.rows]
         return (
-            f"{self.images:,} images; {sum(counts):,} of them in the {len(counts)} groups of classes with at least "
-            f"{self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
+            f"{self.images:,} images; {sum(counts):,} of them in the {counted(len(counts), 'group')} of classes with "
+            f"at least {self.min_images_per_class}, {sum(counts[: self.num_groups]):,} in the first "
             f"{min(self.num_groups, len(counts))}"
         )
 

@@ -1,9 +1,16 @@
 """Import a data set of another format: write its catalogues."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from progeo.printable import counted
+
+_MAX_NAMED = 3
+"""How many skipped images are named for each reason."""
 
 
 def import_dataset(
@@ -87,8 +94,8 @@ def import_dataset(
         if option != "source" and parameter.default is parameter.empty and option not in options:
             raise ValueError(f"{kind} needs `{option}`: the folder that the image names are relative to.")
     imported = READERS[kind](source, **options)
-    for file, reason in imported.skipped.items():
-        LOGGER.warning("skipped, %s: %s", reason, file)
+    for line in _skipped(imported.skipped):
+        LOGGER.warning(line)
     for side, catalogue in imported.catalogues.items():
         write_catalogue(catalogue, out / side, link=link)
     if any(catalogue.positives is not None for catalogue in imported.catalogues.values()):
@@ -96,6 +103,16 @@ def import_dataset(
     elif not any(np.isfinite(catalogue.east).any() for catalogue in imported.catalogues.values()):
         LOGGER.info("neither positions nor positives are given: evaluate with --no_labels")
     return out
+
+
+def _skipped(files: Mapping[Path, str]) -> Iterator[str]:
+    """Say for each reason how many files are skipped, and name the first of them."""
+    by_reason = defaultdict(list)
+    for file, reason in files.items():
+        by_reason[reason].append(str(file))
+    for reason, names in by_reason.items():
+        more = ", ..." if len(names) > _MAX_NAMED else ""
+        yield f"skipped {counted(len(names), 'image')}, {reason}: {', '.join(names[:_MAX_NAMED])}{more}"
 
 
 def _in_words(options: set[str]) -> str:

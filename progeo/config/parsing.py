@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from progeo.config.help import COMMON
 from progeo.config.settings import NEEDED, Setting, build_arguments, settings_of
 from progeo.config.yaml_files import RENAMED, find_setting_file, read_setting_file
 
@@ -21,6 +22,7 @@ _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
 _SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?")
 _SWITCHED = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null"))
 _WORDS = {"y": "true", "n": "false", "none": "null"}
+_COMMON = [option.split()[0].removeprefix("--") for option in COMMON]
 
 
 class UsageError(ValueError):
@@ -144,8 +146,10 @@ def _setting(word: str, name: str, settings: Mapping[str, Setting], others: Call
         raise UsageError(f"--{name} is no option of this command, but of `progeo train`: leave it out.")
     if name in RENAMED and RENAMED[name] in settings:
         raise UsageError(f"--{name} is now called --{RENAMED[name]}.")
+    if name in _COMMON:
+        raise UsageError(f"--{name} takes no value: give it alone.")
     same = [known for known in settings if known.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = same or get_close_matches(name, settings, 2)
+    near = same or get_close_matches(name, [*settings, *_COMMON], 2)
     raise UsageError(f"{word.partition('=')[0]} is no option.{_suggestion([f'--{each}' for each in near[:3]])}")
 
 

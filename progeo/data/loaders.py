@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from progeo.data.datasets import CachedImages, CatalogueImages, Replaced, Unreadable
 from progeo.files import each_file
 from progeo.plugins import import_in_worker, imported_plugins
+from progeo.progress import followed
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def cache_images(images: CatalogueImages, *, num_workers: int) -> CachedImages:
         ValueError: an image cannot be read; the message names it.
     """
     count = len(images)
-    shapes = each_file(images.shape, range(count), total=count)
+    shapes = each_file(images.shape, range(count), total=count, description="reading image sizes")
     cached = CachedImages(np.array([shape or (0, 0) for shape in shapes]))  # unreadable ones raise an error below
     loader = build_loader(images, ([row] for row in range(count)), num_workers=num_workers)
-    for row, image in enumerate(read_batches(loader)):
+    for row, image in enumerate(followed(read_batches(loader), "decoding images", total=count)):
         cached[row].copy_(image[0])
     return cached
 

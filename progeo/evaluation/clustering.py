@@ -19,7 +19,7 @@ def cluster(rows: np.ndarray, count: int) -> np.ndarray:
     centers = rows[random.choice(len(rows), count, replace=False)]
     with Progress(f"clustering {count:,} lists", total=_ITERATIONS * len(rows), unit="rows") as bar:
         for _ in range(_ITERATIONS):
-            labels = nearest_centers(rows, centers, bar)
+            labels = nearest_centers(rows, centers, bar=bar)
             sizes = np.bincount(labels, minlength=count)
             sums = torch.zeros(centers.shape).index_add_(0, torch.from_numpy(labels), torch.from_numpy(rows)).numpy()
             centers = sums / np.maximum(sizes, 1)[:, None].astype(np.float32)
@@ -28,7 +28,7 @@ def cluster(rows: np.ndarray, count: int) -> np.ndarray:
     return centers
 
 
-def nearest_centers(rows: np.ndarray, centers: np.ndarray, bar: Progress | None = None) -> np.ndarray:
+def nearest_centers(rows: np.ndarray, centers: np.ndarray, *, bar: Progress | None = None) -> np.ndarray:
     """Find the nearest of centers (C, D) for each of rows (n, D), all float32: int64 (n,); `bar` counts the rows."""
     labels = np.empty(len(rows), np.int64)
     halves = np.einsum("cd,cd->c", centers, centers) / 2

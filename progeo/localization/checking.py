@@ -12,6 +12,7 @@ from progeo.localization.part_files import OpenedPart, open_images
 from progeo.localization.path_table import hashes_of, rows_of_hashes
 from progeo.localization.place_index import open_place_index
 from progeo.localization.stored_files import check_file, corrupt
+from progeo.printable import counted
 from progeo.progress import followed
 
 _ROWS_AT_ONCE = 2**16
@@ -44,8 +45,8 @@ def _check(folder: Path, metadata: IndexMetadata) -> None:
         raise ValueError("\n".join(faults))
     size = sum(part.size for part in metadata.parts) / 1e6
     LOGGER.info(
-        "%s in %d parts, %s MB, %s removed: all files are as they were written",
-        *(metadata.rows, len(metadata.parts), f"{size:,.1f}", f"{metadata.num_removed:,}"),
+        "%s in %s, %s MB, %s removed: all files are as they were written",
+        *(metadata.rows, counted(len(metadata.parts), "part"), f"{size:,.1f}", f"{metadata.num_removed:,}"),
     )
 
 

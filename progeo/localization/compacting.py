@@ -23,6 +23,7 @@ from progeo.localization.removed_rows import open_removed
 from progeo.localization.stored_files import stored_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import cell_order
+from progeo.printable import counted
 from progeo.verification.feature_file import JoinedFeatures
 
 _MAX_GROWTH = 4
@@ -57,7 +58,7 @@ def _compacted(folder: Path, metadata: IndexMetadata) -> bool:
     is_trained_again = is_outgrown or fitting.kind != metadata.kind
     num_parts = len(part_format(folder, metadata).cuts(metadata.images))
     if not metadata.num_removed and len(metadata.parts) <= num_parts and not is_trained_again:
-        LOGGER.info("%s is compact already: %d parts, no removed images", folder, len(metadata.parts))
+        LOGGER.info("%s is compact already: %s, no removed images", folder, counted(len(metadata.parts), "part"))
         return True
     rows = _kept_rows(folder, metadata, parts)
     files = {name: file for name, file in metadata.files.items() if name == metadata.trained_file}

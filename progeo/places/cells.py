@@ -11,6 +11,7 @@ import numpy as np
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import positions_m
+from progeo.printable import counted
 from progeo.progress import phase
 
 _ROWS_AT_ONCE = 2**16
@@ -163,8 +164,8 @@ def build_partition(
     num_groups = len(present) if num_groups is None else num_groups
     if num_groups < 1 or num_groups > len(present):
         raise ValueError(
-            f"`num_groups` is {num_groups}, but there are {len(present)} groups with classes of at least "
-            f"{min_images_per_class} images: choose from 1 to {len(present)}."
+            f"`num_groups` is {num_groups}, but the images form {counted(len(present), 'group')} with classes of "
+            f"at least {min_images_per_class} images: choose from 1 to {len(present)}."
         )
     groups = []
     for index in range(num_groups):

@@ -29,6 +29,7 @@ from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
+from progeo.printable import counted
 from progeo.progress import Progress
 from progeo.training.class_words import ClassWords
 from progeo.training.options import PromptOptions, TrainerOptions
@@ -169,7 +170,7 @@ class PromptTraining:
             description["class_token_position"] = self.prompts.class_token_position or "end"
             description["class_words"] = self.words
         write_set(self.run.path / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
-        LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
+        LOGGER.info("prompts of %s written to %s", counted(len(summaries), "group"), self.run.path / PROMPTS)
 
     def _images(self, index: int, unreadable: np.ndarray, rows: np.ndarray) -> "_Images":
         """Find the readable images of a group and draw those that are held out.

@@ -26,6 +26,7 @@ from progeo.models.prompts import load_prompt_tower, prompt_parts
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tokenizers import LEARNED
 from progeo.models.text_towers.tower import TextTower
+from progeo.printable import counted
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS
 
 _TEMPLATE = "A photo of a {} street."
@@ -70,7 +71,7 @@ def write_published_prompts(
         else:
             tensors, description = stage1
             write_set(folder / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
-    LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
+    LOGGER.info("prompts of %s written to %s", counted(len(prompts.contexts), "group"), target)
     if stage1 is None:
         LOGGER.info("for reading only: stage 2 needs %s, and for it %s", PROMPTS, reason)
     else:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from progeo.cli import main
 from progeo.commands.dataset import scan_dataset
@@ -93,3 +94,18 @@ def test_a_split_does_not_hide_the_images_that_it_divides(city, tmp_path):
     with pytest.raises(SystemExit, match=rf"{tmp_path} already holds train: name another folder"):
         main(["dataset", "split", str(tmp_path / "train"), "--out", str(tmp_path), "--every=4"])
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_skipped_photos_are_counted_for_each_reason_and_the_first_are_named(tmp_path, caplog):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(14):
+        exif = Image.Exif()
+        if number < 10:
+            exif[0x8825] = {1: "N", 2: (45, number, 0), 3: "E", 4: (107 if number == 5 else 7, 42, 0)}
+        Image.new("RGB", (8, 8)).save(photos / f"{number:02}.jpg", exif=exif)
+    import_dataset("photos", photos, out=tmp_path / "set")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"skipped 4 images, it has no position: {photos}/10.jpg, {photos}/11.jpg, {photos}/12.jpg, ...",
+        f"skipped 1 image, it is too far from all others: {photos}/05.jpg",
+    ]

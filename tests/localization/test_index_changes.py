@@ -137,7 +137,7 @@ def test_an_index_is_compacted_to_one_part_in_the_order_of_cells(folder, tmp_pat
     latitude = open_place_index(folder).catalogue.table["latitude"].to_pylist()
     assert latitude == [10.0, 10.0, 10.0, 10.002]
     main(["index", "compact", str(folder)])
-    assert "is compact already: 1 parts, no removed images" in capsys.readouterr().err
+    assert "is compact already: 1 part, no removed images" in capsys.readouterr().err
     assert read_metadata(folder) == metadata
 
 
@@ -234,7 +234,7 @@ def test_the_kind_of_an_index_is_chosen_again_unless_it_was_given(
         values = opened.parts[0].descriptors.astype(np.float32)
         assert opened.search(values, probes=16).rows[:, 0].tolist() == list(range(100))
     main(["index", "compact", str(folder)])
-    assert "is compact already: 1 parts, no removed images" in capsys.readouterr().err
+    assert "is compact already: 1 part, no removed images" in capsys.readouterr().err
     remove_from_place_index(folder, near_position(Near(10.0, 20.0, 3000)))  # the first 27 of a and b
     compact_place_index(folder)
     assert (read_metadata(folder).kind, read_metadata(folder).trained_file) == ("Flat", "")
@@ -255,7 +255,7 @@ def test_a_check_finds_what_opening_does_not_read(small_encoder, tmp_path, monke
     folder = small_index(tmp_path / "index", small_encoder, tmp_path, count=300)
     main(["index", "check", str(folder)])
     said = capsys.readouterr().err
-    assert "300 images in 1 parts, 0.4 MB, 0 removed: all files are as they were written" in said
+    assert "300 images in 1 part, 0.4 MB, 0 removed: all files are as they were written" in said
     monkeypatch.setattr("progeo.localization.stored_files.WHOLE_BYTES", 1000)
     monkeypatch.setattr("progeo.localization.stored_files._SAMPLE_BYTES", 100)
     folder = small_index(tmp_path / "sampled", small_encoder, tmp_path, count=300)

@@ -45,6 +45,28 @@ def test_the_search_finds_a_setting_from_files(site, open_page, width):
     assert page.locator("mark", has_text="heading_bin_deg").count()
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_pages_and_the_search_are_accessible(site, open_page, check_accessibility, width, dark):
+    page = open_page(site / "index.html", width=width, dark=dark)
+    for name in ("index", "notebook", "own_photos", "data", "api"):
+        page.goto((site / f"{name}.html").as_uri())
+        check_accessibility(page)
+    if width < 500:
+        page.locator("label.md-header__button[for=__search]").click()
+    page.locator(".md-search__input").press_sequentially("heading_bin_deg")
+    page.locator(".md-search-result__item").first.wait_for()
+    assert page.get_by_role("dialog", name="Search").count() == 1
+    check_accessibility(page)
+
+
+def test_the_notebook_has_its_headings_beside_it_and_its_pictures_in_it(site, open_page):
+    page = open_page(site / "notebook.html")
+    shown = page.get_by_role("navigation", name="Table of contents").first.inner_text()
+    assert all(heading in shown for heading in ("A city", "Train", "Where was this photo taken?"))
+    pictures = page.locator("article img").all()
+    assert len(pictures) >= 6 and all(picture.evaluate("image => image.naturalWidth") > 100 for picture in pictures)
+
+
 def test_the_help_of_every_command_is_on_its_page(site):
     text = (site / "help.html").read_text(encoding="utf-8")
     assert all(f'id="progeo-{name.replace(" ", "-")}"' in text for name in COMMANDS)

@@ -121,7 +121,7 @@ def test_images_without_any_heading_make_classes_of_cells():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_groups": 3}, "`num_groups` is 3, but there are 2 groups"),
+        ({"num_groups": 3}, "`num_groups` is 3, but the images form 2 groups with classes"),
         ({"num_groups": 0}, "choose from 1 to 2"),
         ({"min_images_per_class": 9}, "No class has `min_images_per_class` = 9 images: 3 images fell into 2"),
         ({"heading_bin_deg": 7}, "`heading_bin_deg` must divide 360, got 7"),

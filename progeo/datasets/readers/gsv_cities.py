@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from progeo.datasets.readers.table_files import read_columns
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import project
+from progeo.progress import followed
 
 _WIDTHS = {"city_id": 1, "place_id": 7, "year": 4, "month": 2, "northdeg": 3, "lat": 1, "lon": 1, "panoid": 1}
 """Columns in the order in which they make the name of an image, each with its number of characters, at least."""
@@ -37,7 +38,9 @@ def read_gsv_cities(folder: Path, cities: Sequence[str] = (), *, min_images: int
         raise FileNotFoundError(
             f"{tables} holds no table {', '.join(missing) or 'of a city'}; cities in it: {', '.join(there) or 'none'}."
         )
-    found = pa.concat_tables(_read_city(folder, there[city]) for city in (dict.fromkeys(cities) or there))
+    chosen_cities = list(dict.fromkeys(cities) or there)
+    reading = followed(chosen_cities, f"reading {folder}", total=len(chosen_cities), unit="cities")
+    found = pa.concat_tables(_read_city(folder, there[city]) for city in reading)
     places = pc.value_counts(found["place"].combine_chunks())
     enough = pc.filter(places.field("values"), pc.greater_equal(places.field("counts"), min_images))
     chosen = found.filter(pc.is_in(found["place"], value_set=enough)).combine_chunks()

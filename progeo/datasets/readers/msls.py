@@ -14,6 +14,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import check_numbers
 from progeo.places.positives import positives_within
 from progeo.printable import first_line
+from progeo.progress import followed
 
 SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
 """Columns of subtask_index.csv: all, summer to winter, old to new, day to night, and their reverses."""
@@ -56,7 +57,7 @@ def read_msls(
     if unplaced:
         return {side: _unplaced_side(folder, unplaced, name, subtask) for side, name in _SIDES.items()}
     tables: dict[str, list[pa.Table]] = {side: [] for side in _SIDES}
-    for city in chosen:
+    for city in followed(chosen, f"reading {folder}", total=len(chosen), unit="cities"):
         database, queries = (_side(folder, city / name, subtask) for name in _SIDES.values())
         zone = _zone(database, queries)
         if positive_radius_m is not None:
