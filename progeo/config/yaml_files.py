@@ -100,14 +100,16 @@ def find_setting_file(name: str) -> Path:
     """Find a file of settings: a path, or the name of one that comes with the program, such as toy/tiny_resnet.
 
     Raises:
-        FileNotFoundError: there is none; the message lists the names.
+        FileNotFoundError: there is none; the message gives the nearest name, or all.
     """
     if Path(name).is_file():
         return Path(name)
     folder = Path(str(files("progeo"))) / "configs"
     known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     if name not in known:
-        raise FileNotFoundError(f"The file of settings {name} does not exist; by name there are {', '.join(known)}.")
+        near = [each for each in known if each.endswith(f"/{name}")] or get_close_matches(name, known, 1)
+        advice = f"did you mean {near[0]}?" if near else f"by name there are {', '.join(known)}."
+        raise FileNotFoundError(f"The file of settings {name} does not exist; {advice}")
     return known[name]
 
 

@@ -53,7 +53,7 @@ class Diagnosis:
         versions = [[each.name, each.version or "missing", each.required] for each in self.packages]
         disks = [[each.what, str(each.path), _in_gb(each.free_bytes), _writable(each)] for each in self.disks]
         hubs = [[each.address, each.answer, each.weights] for each in self.hubs]
-        extras = [[each.name, _missing(each), each.purpose] for each in self.extras]
+        extras = [[each.name, each.purpose, _missing(each)] for each in self.extras]  # the longest column last
         sections = {
             "packages": _table(versions),
             "devices": [*_table(map(_device, self.devices)), *_gpus(self.gpus)],

@@ -196,6 +196,14 @@ def test_a_name_that_is_a_section_of_training_and_a_setting_elsewhere_is_read_as
     assert read("encoder: {image_size: 64}\n", "e", "--folder=f", "--out=o", command="evaluate")["encoder"] == "e"
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("tiny_resnet", "toy/tiny_resnet"), ("toy/tiny_resnt", "toy/tiny_resnet")]
+)
+def test_an_almost_right_name_of_a_file_gets_the_nearest_one(given, meant):
+    with pytest.raises(FileNotFoundError, match=rf"{given} does not exist; did you mean {meant}\?$"):
+        parsed("train encoder", "--config", given)
+
+
 def test_a_file_is_found_by_its_name_and_an_unknown_name_lists_them():
     by_name = parsed("train encoder", "--config", "toy/tiny_resnet")["settings"]
     assert by_name.model.architecture == "tiny-resnet"

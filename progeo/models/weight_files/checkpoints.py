@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import torch
 from torch import Tensor
@@ -102,9 +103,25 @@ def find_weights(content: Any, path: Path, marks: Collection[str], part: str | N
 
 
 def reason_of(error: Exception, file: str) -> str:
-    """Return the first line of an error, see `first_line`, with the name of the file at its start replaced by `it`."""
+    """Return the first line of an error, see `first_line`, with the name of the file at its start replaced by `it`.
+
+    If a server could not be reached, it also says what to do without one.
+    """
     reason = first_line(error, type(error).__name__)
+    if _is_unreachable(error):
+        return f"{reason}. Without a network, `weights` takes a file, or random"
     return f"it {reason.removeprefix(f'{file} ')}" if reason.startswith(f"{file} ") else reason
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised for, is that of a server that could not be reached."""
+    from huggingface_hub.errors import LocalEntryNotFoundError  # what the hub raises then
+
+    while error is not None:
+        if isinstance(error, (URLError, LocalEntryNotFoundError)) and not isinstance(error, HTTPError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def in_words(names: Iterable[str]) -> str:

@@ -15,16 +15,18 @@ import zipfile
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torchvision import transforms
 
-from progeo.models.weight_files.checkpoints import find_weights, in_words, load_weights, read_content
+from progeo.models.weight_files.checkpoints import find_weights, in_words, load_weights, read_content, reason_of
 
 MARK = "visual.conv1.weight"
 STATE = {MARK: torch.rand(2, 3), "visual.proj": torch.rand(3)}
@@ -402,3 +404,16 @@ def test_records_that_are_larger_than_the_file_are_refused(tmp_path):
 def test_names_of_which_several_begin_alike_are_counted_and_others_given_in_full():
     names = ["aggregator.dust_bin", "backbone.model.mask_token", "decoder.one.weight", "decoder.two", "epoch"]
     assert in_words(names) == "aggregator.dust_bin, backbone.model.mask_token, decoder.* (2), epoch"
+
+
+@pytest.mark.parametrize("unreachable", [URLError("no name"), LocalEntryNotFoundError("not in the cache")])
+def test_a_server_that_is_not_reached_is_a_reason_with_a_way_out(unreachable):
+    passed_on = FileNotFoundError("Failed to download")
+    passed_on.__cause__ = unreachable
+    for error in (unreachable, passed_on):
+        assert reason_of(error, "tag").endswith(". Without a network, `weights` takes a file, or random")
+
+
+def test_other_errors_of_a_server_or_a_file_are_a_reason_alone():
+    assert reason_of(HTTPError("url", 404, "Not Found", {}, None), "tag") == "HTTP Error 404: Not Found"
+    assert reason_of(ValueError("a.pth holds no state dict."), "a.pth") == "it holds no state dict"
