@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -50,3 +51,23 @@ def test_the_wheel_trains_evaluates_and_localizes_in_an_environment_of_its_own(t
     photo = min((empty / "demo/city/test/database").rglob("*.jpg"))
     found = json.loads(run("progeo", "localize", str(photo), "--index", "city.index", "--json"))
     assert found["matches"][0]["path"] == str(photo.resolve())
+
+
+@pytest.mark.slow
+def test_an_editable_checkout_is_imported_from_the_folder_that_holds_it(tmp_path):
+    checkout = tmp_path / "progeo"  # a folder of this name, without the package, is what Python sees there
+    checkout.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        (checkout / name).write_bytes((ROOT / name).read_bytes())
+    shutil.copytree(ROOT / "progeo", checkout / "progeo", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=checkout, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(tmp_path / "site")
+    add = f"import site; site.addsitedir({str(tmp_path / 'site')!r})"
+    find = "from importlib.util import find_spec; print(find_spec('progeo').origin)"
+    command = [sys.executable, "-S", "-c", f"{add}; {find}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == str(checkout / "progeo/__init__.py")
