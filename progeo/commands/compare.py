@@ -151,7 +151,7 @@ def _configurations(names: Sequence[str], ranking: RankingOptions) -> "list[Conf
 
 
 def _settings_of(name: str) -> dict[str, Any]:
-    """Return how an encoder was made, with the settings of the prompts that it learned from if their folder is there."""
+    """Return how an encoder was made, with the settings of the prompts that it learned from if they are there."""
     from progeo.engine.log import LOGGER
     from progeo.engine.run_folder import RunFolder, flat_settings, stored_settings
     from progeo.evaluation.seeds import STAGE1

@@ -34,7 +34,8 @@ def test_recalls_by_every_criterion_of_every_group(missed, counts, percents):
 def test_an_interval_holds_the_shares_from_which_the_measured_one_is_at_most_196_deviations(found, count):
     low, high = (bound / 100 for bound in wilson_interval(found, count))
     for bound in (low, high):
-        assert abs(found / count - bound) == pytest.approx(1.959963984540054 * (bound * (1 - bound) / count) ** 0.5, abs=1e-9)
+        deviation = (bound * (1 - bound) / count) ** 0.5
+        assert abs(found / count - bound) == pytest.approx(1.959963984540054 * deviation, abs=1e-9)
     assert 0 <= low <= found / count <= high <= 1 and high - low > 0
     assert (low == 0) == (found == 0) and (high == 1) == (found == count)
 
