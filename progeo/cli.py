@@ -25,7 +25,7 @@ from progeo.engine.log import LOGGER, start_log, stop_log
 from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.engine.stopping import Terminated, raising_terminated
 from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
-from progeo.log_format import VARIABLE, check_log_format, json_line, logs_json
+from progeo.log_format import VARIABLE, check_log_format, json_line, logs_json, print_entry
 from progeo.plugins import import_installed_plugins, import_plugin
 from progeo.printable import escaped
 from progeo.terminal import has_colors
@@ -310,7 +310,7 @@ def _with_log_format(words: Sequence[str]) -> list[str]:
 def _end(status: int, sentence: str, *, level: str = "error", details: str = "") -> NoReturn:
     """Exit with a last sentence on stderr, after its details, in the format of the log."""
     if logs_json():
-        print(json_line(level, f"{details}{sentence}"), file=sys.stderr)
+        print_entry(json_line(level, f"{details}{sentence}"))
         sys.exit(status)
     print(end=details, file=sys.stderr)
     if status == 1:

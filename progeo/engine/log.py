@@ -8,10 +8,11 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO, cast
 
 from tqdm import tqdm
 
-from progeo.log_format import json_line, logs_json
+from progeo.log_format import JsonStderr, json_line, logs_json, print_entry
 from progeo.terminal import has_colors
 
 LOGGER = logging.getLogger("progeo")
@@ -32,8 +33,7 @@ class _StderrHandler(logging.StreamHandler):
         with suppress(BrokenPipeError):  # the reader is gone, as with `2>&1 | head`: keep working
             if logs_json():
                 fields = getattr(record, "progress", {})
-                line = json_line(record.levelname.lower(), text, at_s=record.created, **fields)
-                print(line, file=sys.stderr, flush=True)
+                print_entry(json_line(record.levelname.lower(), text, at_s=record.created, **fields))
                 return
             if record.levelno >= logging.WARNING and has_colors(sys.stderr):
                 text = f"{_YELLOW}{text}{_PLAIN}"
@@ -73,10 +73,14 @@ def stop_log() -> None:
 
 
 def _log_of_libraries(handlers: list[logging.Handler]) -> None:
-    """Log what Python and libraries warn of with these handlers; without any, it is printed as text.
+    """Log what Python and libraries warn of or print with these handlers; without any, it is printed as text.
 
     This includes exceptions that nobody can catch: of threads, and where objects are deleted.
     """
+    if isinstance(sys.stderr, JsonStderr):
+        sys.stderr = sys.stderr.beneath
+    if handlers:
+        sys.stderr = cast(TextIO, JsonStderr(sys.stderr))
     logging.captureWarnings(bool(handlers))
     sys.unraisablehook, threading.excepthook = (_log_unraisable, _log_of_thread) if handlers else _TEXT_HOOKS
     others = [handler for handler in logging.getLogger().handlers if not isinstance(handler, _StderrHandler)]

@@ -1,5 +1,6 @@
 import json
 import logging
+import sys
 import threading
 import warnings
 from datetime import datetime
@@ -55,6 +56,17 @@ def test_warnings_of_python_and_of_libraries_are_entries_too(written):
     first, second = written()
     assert first["level"] == "warning" and "UserWarning: old weights" in first["event"]
     assert (second["level"], second["event"]) == ("warning", "no room")
+
+
+def test_what_libraries_print_is_an_entry_for_each_line_and_of_a_bar_its_end(written):
+    start_log()  # pytest puts another stderr in place after the fixture
+    handler = logging.StreamHandler()  # as huggingface_hub has one of its own
+    handler.emit(logging.makeLogRecord({"msg": "Retrying in 1s"}))
+    sys.stderr.write("\rfile:  50%|#   |\rfile: 10")
+    LOGGER.info("between")
+    sys.stderr.writelines(["0%|####|\r\n", "\n", "no end"])
+    assert [entry["event"] for entry in written()] == ["Retrying in 1s", "between", "file: 100%|####|"]
+    assert not sys.stderr.isatty()
 
 
 def test_exceptions_that_nobody_can_catch_are_entries_too(written):
