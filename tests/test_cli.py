@@ -112,6 +112,8 @@ def test_short_help_shows_the_beginning_of_a_text(capsys, monkeypatch):
     main(["index", "compact", "-h"])
     shown = capsys.readouterr().out
     assert "\n  --index PATH         " in shown and "progeo index compact --help shows" in shown
+    main(["demo", "--help"])
+    assert "(default: 2000)" in capsys.readouterr().out
     main(["demo", "-h"])
     assert re.search(r"\n  --quiet +Log only warnings, and show no bars\n", capsys.readouterr().out)
 
@@ -391,6 +393,27 @@ def test_a_fault_is_an_object_with_its_traceback_in_json_and_raised_in_text(caps
     assert entry["event"].startswith("Traceback") and entry["event"].endswith("progeo demo: RuntimeError: a fault")
     with pytest.raises(RuntimeError, match="a fault"):
         main(["demo", "--log_format", "text"])
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_alone_prints_logs_and_says_that_it_was_interrupted(
+    rank, images, capsys, monkeypatch
+):
+    def interrupt() -> None:
+        """Stop as a command does in which Ctrl-C is pressed."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", rank)
+    main(["dataset", "scan", str(images / "train")])
+    shown = capsys.readouterr()
+    assert [bool(shown.out), "12 images of" in shown.err] == [rank == "0"] * 2
+    monkeypatch.setattr("progeo.commands.demo.demo", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["demo"])
+    assert stop.value.code == 130
+    assert ("interrupted: the same command" in capsys.readouterr().err) is (rank == "0")
+    monkeypatch.undo()
+    start_log()  # of the first process again
 
 
 def test_another_format_of_the_log_is_a_wrong_command_line(capsys, monkeypatch):

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from progeo.engine.log import LOGGER, start_log
-from progeo.log_format import VARIABLE
+from progeo.log_format import VARIABLE, json_line
 from progeo.progress import Progress
 
 
@@ -90,3 +90,14 @@ def test_exceptions_that_nobody_can_catch_are_entries_too(written):
 def test_a_log_of_text_leaves_the_warnings_of_others_alone():
     start_log()
     assert not {type(handler) for handler in logging.getLogger().handlers} & {type(LOGGER.handlers[0])}
+
+
+def test_a_warning_has_no_color_where_there_is_no_terminal(capsys):
+    start_log()
+    LOGGER.warning("careful")
+    assert capsys.readouterr().err == "careful\n"
+
+
+def test_a_number_that_json_lacks_is_no_entry():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_line("info", "training", loss=float("nan"))

@@ -114,7 +114,7 @@ def chosen(page):
     return page.locator(".map-chosen").text_content()
 
 
-@pytest.mark.parametrize(("width", "is_dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize(("width", "is_dark"), [pytest.param(1280, False, marks=pytest.mark.slow), (390, True)])
 def test_a_map_shows_all_shapes_and_counts_them_in_its_key(write_map, open_page, check_accessibility, width, is_dark):
     page = open_page(write_map(), width=width, dark=is_dark)
     assert page.locator(".map-shapes li").all_text_contents() == ["correct1", "wrong1", "database3"]

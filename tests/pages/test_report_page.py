@@ -381,7 +381,8 @@ def test_queries_without_ground_truth_have_a_page(tmp_path, open_page, check_acc
     check_accessibility(page)
 
 
-@pytest.mark.parametrize("sample", [pytest.param("cambridge_sample", marks=pytest.mark.slow), "sf_xl_sample"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", ["cambridge_sample", "sf_xl_sample"])
 def test_real_photos_have_a_report(tmp_path, open_page, check_accessibility, sample):
     if not REAL.is_dir():
         pytest.skip(f"{REAL} is not there: it holds the photos of Cambridge and San Francisco")

@@ -24,7 +24,9 @@ def written(tmp_path_factory):
     return folder / "page.html"
 
 
-@pytest.mark.parametrize(("width", "dark", "touch"), [(1280, False, False), (390, True, True)])
+@pytest.mark.parametrize(
+    ("width", "dark", "touch"), [pytest.param(1280, False, False, marks=pytest.mark.slow), (390, True, True)]
+)
 def test_the_curves_of_runs_are_over_one_another(written, open_page, check_accessibility, width, dark, touch):
     page = open_page(written, width=width, dark=dark, touch=touch)
     assert page.title() == "Runs compared"
