@@ -36,6 +36,8 @@ GROUPS = {
     "dataset": "Data",
 }
 """First word of a command -> its group on the page of help; of other commands, "More"."""
+LESS_SEARCHED = ("CHANGELOG.md", "api.md")
+"""Pages with every word, which a search shows after the others."""
 _COLUMNS = 78
 
 
@@ -49,6 +51,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links between pages in docs/ and pages of the project lead to where these lie on the site."""
+    if page.file.src_uri in LESS_SEARCHED:
+        page.meta["search"] = {"boost": 0.2}
     return re.sub(r"(?<=\]\()(?:\.\./|docs/)", "", markdown)
 
 
