@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
-MESSAGES = [" ".join(block.split()) for block in re.findall(r"^```text\n(.*?)^```", PAGE, flags=re.M | re.S)]
+MESSAGES = [" ".join(block.split()) for block in re.findall(r"^```output\n(.*?)^```", PAGE, flags=re.M | re.S)]
 MIN_LETTERS = 15
 """Letters that a text must have besides its values, to be told from others."""
 VALUE = r"%[.\d]*[sdgf]|`[^`]*`"

@@ -39,6 +39,8 @@ GROUPS = {
     "dataset": "Data",
 }
 """First word of a command -> its group on the page of help; of other commands, "More"."""
+LESS_SEARCHED = ("CHANGELOG.md", "api.md")
+"""Pages with every word, which a search shows after the others."""
 _COLUMNS = 78
 _PICTURES = {"image/jpeg": ".jpg", "image/png": ".png"}
 """Kind of a picture in the notebook -> suffix of its file."""
@@ -59,6 +61,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links between pages in docs/, pages of the project and the notebook lead to where these lie on the site."""
+    if page.file.src_uri in LESS_SEARCHED:
+        page.meta["search"] = {"boost": 0.2}
     return re.sub(r"(?<=\]\()(?:\.\./|docs/)", "", markdown).replace("](tour.ipynb)", "](notebook.md)")
 
 

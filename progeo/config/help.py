@@ -9,7 +9,8 @@ from progeo.config.examples import EXAMPLES
 from progeo.config.settings import NEEDED, Setting, shown
 
 COMMON = {
-    "--config FILE": "YAML file of settings, by the names above. Later arguments override it.",
+    "--config FILE": "File of settings in YAML, or the name of one that progeo has, such as toy/tiny_resnet. Settings "
+    "have the names above; later arguments override them.",
     "--plugin FILE": "Python file that is imported before the settings are read, and adds rows to tables, such as a "
     "loss term or an encoder. Give the option once for each file.",
     "--max_pixels NUMBER": "Maximum pixels of an image file; images with more count as unreadable. The environment "

@@ -49,7 +49,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings(RunSettings):
-    """Settings of stage 1."""
+    """Settings of the run."""
 
     prompts: PromptOptions = field(default_factory=PromptOptions)
 
@@ -64,7 +64,7 @@ class PromptSettings(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings(RunSettings):
-    """Settings of stage 2."""
+    """Settings of the run."""
 
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     test: FinalTestOptions = field(default_factory=FinalTestOptions)

@@ -108,7 +108,7 @@ def _device(device: "Device") -> list[str]:
 def _gpus(gpus: Gpus | None) -> list[str]:
     if gpus is None:
         return []
-    searches = "has no code for GPUs" if gpus.faiss is None else f"finds {gpus.faiss}"
+    searches = "has no code for GPUs" if gpus.faiss is None else f"finds {gpus.faiss} GPUs"
     return [f"PyTorch is built for {gpus.pytorch or 'no GPU'}; faiss {searches}"]
 
 
