@@ -352,7 +352,7 @@ def test_results_are_written_when_the_output_pipe_is_closed(uncalibrated, city, 
         main(["localize", *map(str, [city / "test/database", *words])])  # prints more than a pipe's buffer holds
     with (tmp_path / "a.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 12
-    assert "is not calibrated: no position says how certain it is" in capsys.readouterr().err
+    assert "is not calibrated: nothing says how certain a position is" in capsys.readouterr().err
 
 
 def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path):
