@@ -99,6 +99,8 @@ def localize(
         results = localize_sequence(opened, found, sequence, **options)
     else:
         results = opened.localize(found, near=circle, heading=headings, **options)
+    if text is None and opened.metadata.calibration is None and not opened.metadata.holds_classes:
+        LOGGER.info("%s is not calibrated: nothing says how certain a position is; see `progeo index calibrate`", index)
     writers = planned.writers()
     if out is not None:
         writing = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)

@@ -179,7 +179,10 @@ def prepare_index(
         raise _already_exists(out)
     encoder = load_encoder(encoder_name)
     if not encoder.has_weights:
-        raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
+        raise ValueError(
+            f"A place index needs an encoder that can be saved, {encoder_name} cannot: give the folder of a run or "
+            f"of an import, or for example open_clip:ViT-B-32:openai."
+        )
     classifier = None
     if options.of == "classes":
         classifier = load_classifier(encoder_name)

@@ -80,7 +80,7 @@ def calibrate_place_index(
     images = index_images(photos)
     check_zones(index.images, images)
     photos = photos.without(rows_in_index(index, images))
-    _check_enough(len(photos), index, photos)
+    _check_enough(len(photos), index)
     found = [
         extract_descriptors(extractor, photos, accelerator, work=work, cache=cache)
         for extractor in index.query_extractors
@@ -134,7 +134,7 @@ def _calibrated(
         neighbors = index.search(*queries)
     if not index.metadata.holds_classes:
         new = np.flatnonzero(~find_copies(photos, index.catalogue, neighbors.rows))
-        _check_enough(len(new), index, photos)
+        _check_enough(len(new), index)
         if num_copies := len(photos) - len(new):
             LOGGER.warning("%d photos are images of the index themselves, and skipped", num_copies)
         photos, queries = photos.take(new), [each[new] for each in queries]
@@ -146,8 +146,8 @@ def _calibrated(
     correct = _first_is_correct(index, photos, neighbors, radius_m)
     if not correct.any():
         raise ValueError(
-            f"None of the {len(photos)} photos in {photos.folder} was localized within {radius_m:g} m: "
-            f"were they taken where the {index.metadata.rows_are} of {index.folder} were?"
+            f"None of the {len(photos)} photos was localized within {radius_m:g} m: were they taken where the "
+            f"{index.metadata.rows_are} of {index.folder} were?"
         )
     has_result = neighbors.rows[:, 0] >= 0
     features = index.confidence_features(neighbors, radius_m)
@@ -248,9 +248,9 @@ def _fewest_probes(
     return enough
 
 
-def _check_enough(count: int, index: PlaceIndex, photos: Catalogue) -> None:
+def _check_enough(count: int, index: PlaceIndex) -> None:
     if count < _MIN_PHOTOS:
         raise ValueError(
             f"Calibration needs at least {_MIN_PHOTOS} photos that can be read and are not images of {index.folder} "
-            f"themselves, {photos.folder} has {count}."
+            f"themselves, got {count}: `progeo dataset split` holds some out before an index is built."
         )

@@ -325,7 +325,7 @@ def test_the_encoder_of_a_plugin_is_evaluated(places, tmp_path, capsys):
         words = (f"{kind}:x", "--plugin", plugin, "--folder", places, "--out", tmp_path / "o")
         assert failure("evaluate", *words) == f"progeo evaluate: error: {sentence}"
     words = ("mine:x", "--plugin", plugin, "--folder", places / "database", "--out", tmp_path / "i")
-    assert "A place index needs an encoder that can be saved, mine:x cannot." in failure("index", "build", *words)
+    assert "A place index needs an encoder that can be saved, mine:x cannot: give" in failure("index", "build", *words)
 
 
 def test_an_encoder_of_progeo_stays_what_it_is():

@@ -127,7 +127,7 @@ def test_known_positions_come_first_and_classes_are_counted_as_such(tmp_path):
     assert data(tmp_path / "out.html", "gallery")["filters"] == {"answer": ["known", "unknown", "no confidence"]}
     assert data(tmp_path / "out.html", "map")["database"]["name"] == "classes of the index"
     figures = (tmp_path / "out.html").read_text().partition('<dl class="figures">')[2].partition("</dl>")[0]
-    assert re.findall("<bdi>(.*?)</bdi>", figures) == ["known", "unknown", "no confidence"]
+    assert re.findall("<bdi>(.*?)</bdi>", figures) == ["known", "unknown", "positions without a confidence"]
 
 
 def test_cells_of_classes_are_polygons_as_opaque_as_they_are_probable(tmp_path):

@@ -127,6 +127,16 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(dark, checked, open_
     check_accessibility(page)
 
 
+def test_several_sizes_of_photos_fit_on_a_phone(tmp_path, open_page):
+    (tmp_path / "photos").mkdir()
+    for width, height in ((1024, 768), (768, 1024), (1200, 1600), (640, 640)):
+        Image.new("RGB", (width, height)).save(tmp_path / f"photos/@{width}@{height}@31@U@.jpg")
+    main(["dataset", "check", str(tmp_path / "photos"), "--out", str(tmp_path / "out")])
+    page = open_page(tmp_path / "out/check.html", width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert re.search(r"pixels: \d+ x \d+ \(1\), .* and 1 more", page.locator(".figures").inner_text())
+
+
 def test_a_query_without_a_positive_is_beside_the_nearest_image_with_its_meters(alone, open_page):
     page = open_page(alone)
     (row,) = page.locator("#rows > li").all()

@@ -115,7 +115,7 @@ def test_recall_at_1_comes_first_and_failures_before_hits(written, open_page, ch
     assert "✓ correct" in told
     assert f"Rank {key + 3}" in told
     assert "5.0 m" in told
-    assert "descriptors 0.750" in told
+    assert "descriptor distance 0.750" in told
     assert not page.locator("details").last.evaluate("each => each.open")
     page.get_by_text("Published recalls of this protocol").click()
     assert page.get_by_role("row", name="MegaLoc").is_visible()

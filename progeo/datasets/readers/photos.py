@@ -17,6 +17,7 @@ from progeo.places.paths import find_paths
 from progeo.printable import first_line
 
 _NO_POSITION = "it has no position"
+_UNREADABLE = "it cannot be read"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _note(path: Path) -> _Note | str:
     except ValueError as error:  # too large
         return first_line(error)
     except Exception:  # not an image
-        return _NO_POSITION
+        return _UNREADABLE
     try:
         with opened as image, taking_turns(image):  # a PNG may store it after the pixels
             exif = image.getexif()

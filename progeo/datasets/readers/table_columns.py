@@ -18,7 +18,7 @@ from progeo.remote_files import RemotePath
 
 _LOGGER = logging.getLogger("progeo")
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "path": ("path", "image", "file", "filename", "file_name", "image_path", "sourcefile"),
+    "path": ("path", "image", "file", "filename", "file_name", "image_path", "sourcefile", "photo"),
     "latitude": ("latitude", "lat", "gpslatitude"),
     "longitude": ("longitude", "lon", "lng", "long", "gpslongitude"),
     "east": ("east", "utm_east", "easting", "utm_easting"),
@@ -110,8 +110,8 @@ def open_table(file: Path, images: Path | RemotePath, given: Mapping[str, str], 
         template = _GSV_CITIES
     if template is None and "path" not in columns:
         raise ValueError(
-            f"{file} needs a column path; it has {', '.join(table.column_names)}. Say which one it is with `columns` "
-            f"path=NAME, or how to put paths together from columns, such as `path` '{{NAME}}.jpg'."
+            f"{file} needs a column path; its first line names {', '.join(table.column_names)}. Say which one it is "
+            f"with `columns` path=NAME, or how to put paths together from columns, such as `path` '{{NAME}}.jpg'."
         )
     held = pa.table({"path": columns["path"]}) if template is None else table
     paths = joined(_paths(held, file, images, template))["path"]
@@ -263,7 +263,9 @@ def _numbers(column: pa.ChunkedArray, name: str, file: Path) -> np.ndarray:
         wrong = ~pc.or_(blank, pc.match_substring_regex(texts, _NUMBER)).to_numpy()
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{file}: the column {name} must hold numbers, row {row + 1} has {texts[row].as_py()!r}.")
+            raise ValueError(
+                f"{file}: the column {name} must hold decimal numbers, row {row + 1} has {texts[row].as_py()!r}."
+            )
         column = pc.if_else(blank, None, pc.replace_substring_regex(texts, r"^\+", ""))
     try:
         values = pc.fill_null(pc.cast(column, pa.float64()), np.nan).to_numpy()

@@ -64,7 +64,10 @@ def read_table(
     elif has_utm:
         positions = _from_utm(table)
     else:
-        raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
+        raise ValueError(
+            f"{file} needs columns latitude and longitude, or east and north; it has no such pair. Say which columns "
+            f"they are with `columns` latitude=NAME longitude=NAME."
+        )
     values: dict[str, np.ndarray | pa.ChunkedArray] = {
         "path": table.paths,
         "east": positions.east,
@@ -79,7 +82,10 @@ def read_table(
     try:
         check_files(catalogue)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{file}: {error}") from None
+        raise FileNotFoundError(
+            f"{file}: {error} `images` is the folder in which the paths of the table begin: name another, or take out "
+            f"the rows without an image."
+        ) from None
     if twice := count_repeated(catalogue.table["path"]):
         _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")
     return catalogue

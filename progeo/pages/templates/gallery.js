@@ -14,7 +14,7 @@ function createGallery(data, map) {
   const format = {
     rank: value => `Rank ${value.toLocaleString("en")}`,
     meters: metersText,
-    descriptor: value => `descriptors ${value.toFixed(3)}`,
+    descriptor: value => `descriptor distance ${value.toFixed(3)}`,
     percent: value => `${value.toFixed(1)} %`,
     inliers: value => `${value.toLocaleString("en")} matched points`,
     text: value => String(value),

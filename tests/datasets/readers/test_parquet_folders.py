@@ -129,7 +129,7 @@ def test_a_row_without_what_its_path_is_made_of_is_named_by_its_number_in_all(sm
         (lambda folder: (folder / "a.parquet").write_bytes(b"PAR1nonsense"), "cannot be read"),
         (
             lambda folder: pq.write_table(pa.table({"name": ["a"], "x": [1]}), folder / "a.parquet"),
-            "needs a column path; it has name, x",
+            "needs a column path; its first line names name, x",
         ),
     ],
 )

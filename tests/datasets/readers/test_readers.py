@@ -72,9 +72,10 @@ def test_a_table_of_degrees_becomes_utm_in_one_zone(tmp_path, images, ending, wr
     assert all(catalogue.path(row).is_file() for row in range(3))
 
 
-def test_columns_may_have_other_names_and_meters_and_headings_may_be_missing(tmp_path, images):
+@pytest.mark.parametrize("path", ["Filename", "photo"])
+def test_columns_may_have_other_names_and_meters_and_headings_may_be_missing(path, tmp_path, images):
     file = tmp_path / "places.csv"
-    write_csv(file, "Filename,UTM_East,utm_north,Condition", [("0.jpg", 1.5, 2.5, "night"), ("1.jpg", 3, 4, "day")])
+    write_csv(file, f"{path},UTM_East,utm_north,Condition", [("0.jpg", 1.5, 2.5, "night"), ("1.jpg", 3, 4, "day")])
     catalogue = read_table(file, images)
     assert positions_m(catalogue)[0].tolist() == [[1.5, 2.5], [3, 4]]
     assert np.isnan(catalogue.heading).all()
@@ -84,16 +85,20 @@ def test_columns_may_have_other_names_and_meters_and_headings_may_be_missing(tmp
 @pytest.mark.parametrize(
     ("header", "rows", "words"),
     [
-        ("latitude,longitude", [(1, 2)], "needs a column path; it has latitude, longitude"),
-        ("path,latitude", [("0.jpg", 1)], "needs columns latitude and longitude, or east and north"),
+        ("latitude,longitude", [(1, 2)], "needs a column path; its first line names latitude, longitude"),
+        ("path,latitude", [("0.jpg", 1)], r"no such pair. Say which .*`columns` latitude=NAME"),
         (
             "path,latitude,longitude",
             [("0.jpg", 1, 2), ("1.jpg", 122.4, 37.8)],
             "1.jpg, row 2: its latitude must be",
         ),
         ("path,latitude,longitude", [("0.jpg", 1, "")], "none of 1 rows has a position: 0.jpg, row 1 has no longitude"),
-        ("path,latitude,longitude", [("0.jpg", "north", 2)], "the column latitude must hold numbers"),
-        ("path,east,north", [("0.jpg", 1, 2), ("9.jpg", 1, 2)], "1 of 2 images are not in .*, the first is 9.jpg"),
+        ("path,latitude,longitude", [("0.jpg", "north", 2)], "the column latitude must hold decimal numbers"),
+        (
+            "path,east,north",
+            [("0.jpg", 1, 2), ("9.jpg", 1, 2)],
+            "1 of 2 images .* first is 9.jpg. `images` is",
+        ),
         ("path,east,north", [("0.jpg", 1, "")], "row 1 has no north"),
         ("path,east,north", [("0.jpg", 1, 2), ("", 1, 2)], "row 2 has no path"),
         ("path,east,north,zone", [("0.jpg", 1, 2, 32610)], "row 1: zone must be from 1 to 60, got 32610"),
@@ -219,7 +224,8 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     photos, skipped = read_photos(tmp_path)
     names = ("broken.jpg", "sideless.jpg", "without.jpg")
-    assert skipped == {tmp_path / name: "it has no position" for name in names}
+    reasons = ("it cannot be read", "it has no position", "it has no position")
+    assert skipped == {tmp_path / name: reason for name, reason in zip(names, reasons, strict=True)}
     expected = [utm.from_latlon(-33.8568, 151.2153)[:2], utm.from_latlon(-33.8570, 151.2150)[:2]]
     np.testing.assert_allclose(positions_m(photos)[0], expected, atol=0.01)
     np.testing.assert_array_equal(photos.heading, [12.5, np.nan])

@@ -221,9 +221,9 @@ def swapped_rows(rows):
             "0.jpg, row 1: its zone is 23, where its longitude -23.55 is",
         ),
         (["path,lat,lon,zone", "0.jpg,-46.63,-23.55,23K"], "0.jpg, row 1: its zone is 23"),
-        (["path,lat,lon", "0.jpg,1,2", "1.jpg,52.2 N,0.1"], "column lat must hold numbers, row 2 has '52.2 N'"),
-        (["path,lat,lon", '0.jpg,"37,766",2'], "column lat must hold numbers, row 1 has '37,766'"),
-        (["path,east,north", "0.jpg,inf,2"], "column east must hold numbers, row 1 has 'inf'"),
+        (["path,lat,lon", "0.jpg,1,2", "1.jpg,52.2 N,0.1"], "column lat must hold decimal numbers, row 2 has '52.2 N'"),
+        (["path,lat,lon", '0.jpg,"37,766",2'], "column lat must hold decimal numbers, row 1 has '37,766'"),
+        (["path,east,north", "0.jpg,inf,2"], "column east must hold decimal numbers, row 1 has 'inf'"),
         (["path,lat,lon", "0.jpg,48.85,2.3", "1.jpg,40.7,-74"], "0.jpg, row 1 is at longitude .*Make one set"),
         (["path,lat,lon,lat", "0.jpg,1,2,1"], "has 2 columns lat: rename or remove all but one"),
         (["path,lat,latitude,lon", "0.jpg,1,1,2", "1.jpg,1,1.1,2"], "columns latitude and lat, and they differ: row 2"),
@@ -294,7 +294,7 @@ def test_columns_may_be_named(read):
         ({"path": "{key:>7}.jpg"}, "{key:>7} cannot be read. Give {key}, or zeros in front"),
         ({"path": "{key.jpg"}, "path {key.jpg cannot be read"),
         ({"path": "{key}.jpg", "columns": {"path": "key"}}, r"column of paths \(key\) or a template .*, not both"),
-        ({}, "needs a column path; it has key, y, x. Say which one it is with `columns` path=NAME"),
+        ({}, "needs a column path; its first line names key, y, x. Say which one it is with `columns`"),
     ],
 )
 def test_columns_and_templates_that_cannot_be_are_refused(read, more, words):
