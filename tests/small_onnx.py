@@ -47,6 +47,6 @@ def colors(input, scale=1.0):
     weights = {"axes": np.array(axes), "scale": np.float32(scale)}
     images = TensorProto.UINT8 if input == "pixels" else TensorProto.FLOAT
     model = as_onnx(nodes, weights, images, shape)
-    spec = spec_to_json(build_encoder("tiny-resnet", "random", (64, 96)).spec)
+    spec = spec_to_json(build_encoder("tiny-resnet", "random", (64, 96), resize="bicubic").spec)
     model.metadata_props.add(key="progeo", value=json.dumps({**spec, "input": input}))
     return model

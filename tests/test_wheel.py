@@ -29,9 +29,9 @@ def test_the_wheel_trains_evaluates_and_localizes_in_an_environment_of_its_own(t
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
     (site,) = fresh.glob("lib/python*/site-packages")
     command = [sys.executable, "-m", "pip", "--python", fresh / "bin/python", "install", "--no-deps", wheel]
-    subprocess.run(command, check=True)
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # packages that progeo depends on
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, env=environment, check=True)  # or pip would find the checkout installed there
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # packages that progeo depends on
 
     def run(program, *words):
         command = [fresh / "bin" / program, *words]

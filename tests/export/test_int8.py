@@ -62,6 +62,7 @@ def test_dynamic_quantizes_matrices_alone():
     found = weights_of(quantize(convolutions(), "dynamic", images(0)))
     kinds = {values.shape: values.dtype for values in found.values() if values.ndim > 1}
     assert kinds == {(8, 3, 3, 3): np.float32, (8, 6): np.int8}
+    assert [values.shape for name, values in found.items() if "matrix" in name and "scale" in name] == [(6,)]
 
 
 def test_ranges_are_those_of_the_images_that_it_is_calibrated_on():

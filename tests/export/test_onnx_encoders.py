@@ -15,6 +15,7 @@ def test_a_file_gets_images_in_the_form_that_it_was_exported_for(input, tmp_path
     (tmp_path / "model.onnx").write_bytes(colors(input).SerializeToString())
     encoder = load_encoder(f"onnx:{tmp_path}/model.onnx")
     assert (encoder.image_size, encoder.descriptor_dim, encoder.has_weights) == ((64, 96), 3, False)
+    assert encoder.resize == "bicubic"
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     found = encoder(torch.stack([encoder.preprocess(Image.fromarray(photo)) for photo in pixels]))
     expected = pixels.mean((1, 2))

@@ -11,13 +11,15 @@ import onnxruntime
 import pytest
 import torch
 from indexes import command, localized
-from PIL import Image
+from PIL import ExifTags, Image
 from running import ROOT
 
 from progeo.cli import main
 from progeo.export.weights import load_encoder
 from progeo.localization.place_index import open_index
 
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
 SCRIPT = ROOT / "docs/minimal_localize.py"
 
 
@@ -60,6 +62,8 @@ def test_it_finds_what_the_program_finds_also_in_parts_and_without_removed_image
 ):
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     photos = sorted((built / "photos").iterdir())[::20]
+    Image.open(photos[0]).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=TURNED)
+    photos.append(tmp_path / "turned.png")
     index = shutil.copytree(built / "index", tmp_path / "index")
     before = localized(index, *photos)
     check(printed(index, index, photos, monkeypatch, capsys), before)
