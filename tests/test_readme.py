@@ -42,6 +42,7 @@ OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "max_p
 OTHER_FLAGS |= {name.removeprefix("--") for name in COMMON}
 OTHER_FLAGS |= {
     "num_processes",
+    "nproc_per_node",
     "file_side",
     "steps",
     "descriptors_dimension",

@@ -84,6 +84,14 @@ def test_too_little_space_ends_with_status_1_after_the_estimate(config, empty, c
     assert capsys.readouterr().out.startswith("dry run of progeo train prompts: nothing was written\nimages ")
 
 
+def test_a_final_test_takes_time_without_a_validation_too(config, run, city, empty, capsys):
+    words = ("train", "encoder", "--config", config, "--out", "run", "--text.prompts", run / "stage1")
+    words = (*words, "--validation.kind", "none", "--training.keep", "last", "--test.folder", city / "val")
+    (found,) = shown(capsys, *words)
+    assert phases(found) == {"training": (6, "steps"), "final test": (18, "images")}
+    assert found["phases"][1]["seconds"] > 0
+
+
 def test_mined_tuples_and_a_cached_teacher_are_estimated_without_extracting_everything(config, run, empty, capsys):
     values = yaml.safe_load(config.read_text()) | {"head": {"weight": 0}, "text": {"weight": 0}}
     values |= {"tuples": {"weight": 1.0}, "cosine": {"weight": 1.0}}
