@@ -27,6 +27,7 @@ from progeo.features.descriptors import descriptor_extractor, descriptor_metadat
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
 from progeo.features.store import ReorderedRows, Rows, ShardedRows
+from progeo.files import check_can_be_written
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
 from progeo.localization.engines.connecting import EngineMetadata, check_free, engine_metadata
@@ -177,6 +178,7 @@ def prepare_index(
         raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
     if holds_place_index(out):
         raise _already_exists(out)
+    check_can_be_written(out / "index.json")  # before hours of extraction
     encoder = load_encoder(encoder_name)
     if not encoder.has_weights:
         raise ValueError(

@@ -197,6 +197,10 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
         ("localize --text tree --index {built}/index", "tiny-resnet, aggregation gem.* cannot be compared with texts"),
         ("index build --folder {city}/train --encoder thumbnail --out x", "saved, thumbnail cannot"),
         ("index build --folder {city}/train --encoder {encoder} --out {built}/index", "holds a place index already"),
+        (
+            "index build --folder {city}/train --encoder {encoder} --out {encoder}/model.json/index",
+            "model.json/index/index.json could not be written: .*model.json is a file",
+        ),
         ("index calibrate --folder {city}/test/queries --index {built}/index", "needs at least 20 photos.*got 6: "),
     ],
 )
