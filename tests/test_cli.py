@@ -277,6 +277,12 @@ def test_bash_completes_commands_options_and_choices(bash_completion, line, offe
     assert (done.stdout, done.stderr) == (f"{offers}\n", "")
 
 
+def test_bash_completes_files_where_a_setting_is_a_path(bash_completion):
+    script = bash_completion.read_text()
+    assert "_shtab_progeo_evaluate___folder_COMPGEN=_shtab_compgen_files" in script
+    assert "_shtab_progeo_evaluate___probes_COMPGEN" not in script
+
+
 @pytest.mark.skipif(which("zsh") is None, reason="needs zsh")
 def test_zsh_completes_commands(capsys):
     main(["--print_completion", "zsh"])

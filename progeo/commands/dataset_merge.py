@@ -25,6 +25,7 @@ def merge_datasets(folders: tuple[Path, ...], *, out: Path, settings: MergeSetti
     from progeo.engine.log import LOGGER
     from progeo.places.catalogue import read_catalogue
     from progeo.places.named_places import named_places
+    from progeo.printable import counted
 
     if not folders:
         raise ValueError("Name the `folders` to merge, such as gsv sf_xl/train.")
@@ -34,5 +35,5 @@ def merge_datasets(folders: tuple[Path, ...], *, out: Path, settings: MergeSetti
     places = named_places(merged, min_images=1)
     LOGGER.info("%s places in %s regions", f"{len(places):,}", f"{len(np.unique(places.regions)):,}")
     if excluded := sum(map(len, catalogues)) - len(merged):
-        LOGGER.info("%s images in no class of the first groups are excluded", f"{excluded:,}")
+        LOGGER.info("excluded %s in no class of the first groups", counted(excluded, "image"))
     return out

@@ -23,6 +23,7 @@ def test_the_plan_counts_every_group(city, capsys):
         row = f"{number} {len(sizes)} {sizes.sum()} {sizes.min()} {np.median(sizes):g} {sizes.max()}"
         assert row.split() in [line.split() for line in printed.splitlines()]
     assert "84 images;" in printed
+    assert printed.rstrip().endswith(f", {len(partition.groups[0].rows)} in the first 1")
 
 
 def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_folder, as_nobody):
@@ -67,9 +68,10 @@ def test_a_catalogue_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path
         scan_dataset((str(tmp_path / "set"),), out=tmp_path / "other")
 
 
-def test_a_split_set_is_two_folders_for_every_command(city, tmp_path):
+def test_a_split_set_is_two_folders_for_every_command(city, tmp_path, capsys):
     cells = [f"--cells.{name}={value}" for name, value in {"min_images_per_class": 4, "groups_per_side": 2}.items()]
     main(["dataset", "split", str(city / "train"), "--per_class", "1", "--out", str(tmp_path / "a"), *cells])
+    assert "train with --cells.min_images_per_class 3" in capsys.readouterr().err
     main(["dataset", "split", str(city / "train"), "--every", "4", "--out", str(tmp_path / "b"), "--link"])
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"train.arrow", "queries.arrow"}
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"train.arrow", "queries.arrow", "train", "queries"}

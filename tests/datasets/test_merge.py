@@ -64,12 +64,13 @@ def test_images_keep_their_files_zones_and_places_and_others_get_the_places_of_t
     assert len(set(regions.values())) == 3
 
 
-def test_a_merged_set_is_merged_again_and_a_set_alone_has_its_name_in_front(named, nameless, tmp_path):
+def test_a_merged_set_is_merged_again_and_a_set_alone_has_its_name_in_front(named, nameless, tmp_path, capsys):
     for catalogue, name in ((named, "gsv"), (nameless, "sf/train")):
         catalogue.save(tmp_path / f"sets/{name}.arrow")
     cells = [f"--cells.{name}={'null' if value is None else value}" for name, value in vars(CELLS).items()]
     out = tmp_path / "out"
     main(["dataset", "merge", str(nameless.folder), *cells, "--out", str(out / "sf")])
+    assert "\nexcluded 1 image in no class of the first groups\n" in capsys.readouterr().err
     main(["dataset", "merge", str(named.folder), str(out / "sf"), "--out", str(out / "all")])
     assert {path.name for path in out.iterdir()} == {"sf.arrow", "all.arrow"}
     merged = read_catalogue(out / "all")
