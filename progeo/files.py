@@ -60,10 +60,10 @@ def each_file(
                 yield found
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, and bytes of paths that are none as they are, atomically."""
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write text in UTF-8, atomically; `errors` is what to do with characters that it lacks, see `str.encode`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, spreadsheet_safe: bool = False) -> None:

@@ -71,8 +71,9 @@ def environment() -> dict[str, Any]:
     """Return the command line, versions of Python and packages, GPUs, processes and threads."""
     import torch  # not at the head, for the command line to start fast
 
+    words = ["progeo", *_GIVEN.get()] if _GIVEN.get() else sys.argv
     return {
-        "command": ["progeo", *_GIVEN.get()] if _GIVEN.get() else sys.argv,
+        "command": [word.encode(errors="backslashreplace").decode() for word in words],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -132,7 +133,7 @@ def write_script(
         device="ACCELERATE_USE_CPU=true " if parse_flag_from_env("ACCELERATE_USE_CPU") else "",
         command=f"{launch if where['processes'] > 1 else ''}-m progeo {shlex.join([*_GIVEN.get(), *inputs])}",
     )
-    write_text(folder / SCRIPT, text)
+    write_text(folder / SCRIPT, text, errors="surrogateescape")  # bytes of paths that are no UTF-8, as they were given
 
 
 def _version(package: str) -> str | None:

@@ -81,6 +81,8 @@ def test_words_arrive_as_they_were_given(work):
     run("a/reproduce.sh", cwd=work)
     arrived = os.fsdecode((work / "arrived").read_bytes()).split("\0")
     assert arrived == ["-m", "progeo", *HARD_WORDS, "--out", "a_again", ""]
+    stored = json.loads((work / "a/environment.json").read_text(encoding="utf-8"))
+    assert stored["command"][1:6] == [*HARD_WORDS[:4], "caf\\udce9"]
 
 
 def test_the_script_goes_to_the_folder_above_it_wherever_the_shell_looks_for_folders(work):
