@@ -60,7 +60,7 @@ def run(*words, cache):
     ("encoder", "more"),
     [
         ("random", []),
-        ("zero", []),
+        pytest.param("zero", [], marks=pytest.mark.slow),
         pytest.param("random", ["--faiss", "IVF1,Flat"], marks=pytest.mark.slow),
         ("zero", ["--faiss", "IVF1,Flat"]),
         pytest.param("random", ["--query_preprocessing", "maj_voting"], marks=pytest.mark.slow),

@@ -14,7 +14,7 @@ from progeo.places.cells import build_partition, class_ids
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, parse_names
 
 # No example has a deadline: how long it takes says nothing on a machine that has other things to do.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, max_examples=50)
 settings.load_profile("patient")
 METERS = st.integers(0, 999_999_999).map(lambda cm: cm / 100)
 DEGREES = st.integers(-17_999_999, 17_999_999).map(lambda units: units / 1e5)
