@@ -143,6 +143,7 @@ def test_the_table_and_the_charts_of_each_data_set(written, open_page):
     assert cells == ["", "4", "8", ""]
 
 
+@pytest.mark.slow
 def test_keys_go_through_the_queries_and_the_lightbox_through_predictions(written, open_page):
     page = open_page(written)
     page.keyboard.press("j")

@@ -141,6 +141,7 @@ def test_a_click_on_a_point_chooses_its_row_and_leaves_the_map_where_it_is(write
     assert (after["x"], after["y"]) == pytest.approx((before["x"], before["y"]), abs=1)
 
 
+@pytest.mark.slow
 def test_further_clicks_take_the_next_point_at_the_same_position(write_map, open_page):
     places = np.array([CORRECT, CORRECT])
     page = open_page(
@@ -177,6 +178,7 @@ def test_a_chosen_row_is_ringed_with_an_arrow_to_its_target_and_its_details(writ
     assert found(page, "--s2")["count"] == 0
 
 
+@pytest.mark.slow
 def test_the_wheel_scrolls_the_page_unless_ctrl_is_held_or_the_map_was_clicked(write_map, open_page):
     page = open_page(write_map())
     opened, box = scale(page), page.locator("#map").bounding_box()
@@ -201,6 +203,7 @@ def test_the_wheel_scrolls_the_page_unless_ctrl_is_held_or_the_map_was_clicked(w
     page.wait_for_function("() => scrollY === 100")
 
 
+@pytest.mark.slow
 def test_keys_move_and_zoom_the_map(write_map, open_page):
     page = open_page(write_map(), reduced_motion=True)
     page.locator("#map").focus()
@@ -216,6 +219,7 @@ def test_keys_move_and_zoom_the_map(write_map, open_page):
     assert (after["x"], after["y"]) == pytest.approx((before["x"], before["y"]), abs=1)
 
 
+@pytest.mark.slow
 def test_two_fingers_zoom_and_one_scrolls_the_page(write_map, open_page, touch, pinch, check_accessibility):
     page = open_page(write_map(), width=390, touch=True, reduced_motion=True)
     check_accessibility(page)
@@ -266,6 +270,7 @@ def test_streets_come_from_a_host_only_after_a_click(write_map, open_page):
     assert page.locator(".leaflet-tile, .leaflet-control-attribution").count() == 0
 
 
+@pytest.mark.slow
 def test_a_host_that_refuses_streets_is_said_and_the_map_stays(write_map, open_page):
     page = open_page(write_map(), ignored=[TILE_HOST, "403"])
     page.route(f"{TILE_HOST}/**", lambda route: route.fulfill(status=403, body="no"))

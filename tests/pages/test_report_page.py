@@ -172,6 +172,7 @@ def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
     assert "query 17.png" in chosen.locator(".map-chosen").inner_text()
 
 
+@pytest.mark.slow
 def test_keys_go_through_the_queries_and_photos_are_enlarged(written, open_page):
     page = open_page(written)
     page.keyboard.press("Control+j")
@@ -210,6 +211,7 @@ def test_folded_parts_are_open_in_print_only(written, open_page):
         assert page.locator("details[open]").count() == num_open
 
 
+@pytest.mark.slow
 def test_a_button_of_the_enlarged_photos_can_be_pressed_again(written, open_page):
     page = open_page(written)
     page.keyboard.press("j")
@@ -242,6 +244,7 @@ def test_back_and_forward_go_to_the_query_of_the_address(written, open_page):
         assert chosen.count() == 1
 
 
+@pytest.mark.slow
 def test_keys_work_although_the_address_cannot_be_changed(written, open_page):
     refuse = "history.replaceState = () => { throw new DOMException('too many', 'SecurityError'); };"
     page = open_page(written, init_script=refuse)

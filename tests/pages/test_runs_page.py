@@ -55,6 +55,7 @@ def test_settings_and_groups_unfold_by_touch_click_and_key(written, open_page, c
     check_accessibility(page)
 
 
+@pytest.mark.slow
 def test_a_page_that_is_followed_says_how_old_it_is_and_comes_again_where_it_was(tmp_path, open_page):
     run = write_run(tmp_path / "a")
     now = datetime.now().astimezone()

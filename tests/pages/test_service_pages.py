@@ -250,6 +250,7 @@ def test_the_token_is_asked_for_and_kept_for_the_session(service, open_address, 
     assert page.locator("#token-form").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_busy_service_is_asked_again(open_service, known):
     page = open_service(ignored=("status of 429",))
     statuses = []
@@ -268,6 +269,7 @@ def test_a_busy_service_is_asked_again(open_service, known):
     assert len(statuses) == 2
 
 
+@pytest.mark.slow
 def test_pictures_that_failed_are_asked_for_again(open_service, known):
     page = open_service(ignored=("status of 503",))
     page.route("**/images/**", lambda route: route.fulfill(status=503))
