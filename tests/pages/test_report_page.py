@@ -229,7 +229,7 @@ def test_the_skip_link_changes_no_filter(written, open_page):
     page = open_page(written, fragment="#condition=night&page=2")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_function("location.hash != '#main'")
+    page.wait_for_url(lambda url: not url.endswith("#main"))
     assert page.evaluate("document.activeElement.id") == "main"
     assert state(page) == {"condition": "night"}
     assert count_of(page) == "1 to 20 of 20 queries"
