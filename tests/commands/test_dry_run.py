@@ -57,7 +57,7 @@ def test_checkpoints_and_encoders_take_the_space_that_a_dry_run_says(config, run
     (again,) = shown(capsys, "train", "encoder", "--config", config, "--out", "run", "--text.prompts", run / "stage1")
     written = [path.stat().st_size for path in (run / "stage2").rglob("*.safetensors")]
     # 2 checkpoints and 1 encoder with its classifier are there; one more of each is while it is written.
-    assert sum(written) <= again["spaces"][0]["needed_bytes"] <= 1.6 * sum(written)
+    assert 1.4 * sum(written) <= again["spaces"][0]["needed_bytes"] <= 1.6 * sum(written)
 
 
 def test_a_run_that_is_there_is_refused_and_a_finished_one_takes_no_more_steps(config, run, empty, capsys):

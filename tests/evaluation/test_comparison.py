@@ -138,6 +138,19 @@ def test_a_condition_is_compared_where_every_encoder_counts_queries_of_it():
     assert compare_by_condition(THREE) == []
 
 
+def test_a_query_that_is_not_counted_is_in_no_condition():
+    positives = [[row] if row != 2 else [] for row in range(10)]
+    excluding = [
+        evaluated(*each, positives=positives, missed=False, conditions=LIGHT) for each in (("a", GOOD), ("b", BAD))
+    ]
+    assert [
+        (row.condition, row.encoder, row.recalls[1], row.num_queries) for row in compare_by_condition(excluding)
+    ] == [
+        *(("day", "a", 100, 4), ("day", "b", 0, 4)),
+        *(("night", "a", 40, 5), ("night", "b", 40, 5)),
+    ]
+
+
 def test_at_each_n_encoders_are_compared_with_the_best_at_that_n():
     first = evaluated("first", BEST, second=BEST)
     rows = compare_evaluated([first, evaluated("second", GOOD)])
