@@ -58,6 +58,12 @@ def test_lists_and_tables_begin_after_an_empty_line_or_a_heading(name, text):
 
 
 @pytest.mark.parametrize(("name", "text"), FILES.items(), ids=FILES)
+def test_text_after_a_block_of_code_is_a_paragraph_of_its_own(name, text):
+    fences = re.findall(r"^```.*\n(?:.*\n)*?```\n(.*)", text, flags=re.M)
+    assert not [line for line in fences if line]
+
+
+@pytest.mark.parametrize(("name", "text"), FILES.items(), ids=FILES)
 def test_python_code_can_be_parsed(name, text):
     for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S):
         ast.parse(code)
