@@ -69,7 +69,7 @@ def predictions_of(out):
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("raw_scores", [False, True])
+@pytest.mark.parametrize("raw_scores", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_localization_recall_is_recall_of_class_centers(city, linear, tmp_path, raw_scores):
     words = ["--by", "classes", "--queries", "train", "--num_workers", "0"]
     found = evaluate(linear, city, tmp_path, *words, *(["--raw_scores"] if raw_scores else []))

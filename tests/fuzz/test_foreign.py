@@ -573,7 +573,7 @@ def check(kind, reader, folder, count):
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *((kind, 15) for kind in READERS if kind not in VARIANTS | IMPORTERS),
+        *((kind, 8) for kind in READERS if kind not in VARIANTS | IMPORTERS),
         *(pytest.param(kind, 600 if kind in IMPORTERS else 5000, marks=pytest.mark.slow) for kind in READERS),
     ],
 )

@@ -403,7 +403,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", READERS)
 def test_any_bytes_give_a_value_or_a_sentence_that_names_the_file(kind, count, tmp_path):
     reader = READERS[kind]

@@ -144,6 +144,7 @@ def test_lines_join_the_matched_points_of_predictions(tmp_path, open_page, check
     assert page.locator("#lightbox svg.lines").count() == 0
 
 
+@pytest.mark.slow
 def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
     page = open_page(written)
     previous, following = (page.locator(".pager").first.get_by_role("button", name=name) for name in ("Prev", "Next"))
@@ -317,7 +318,7 @@ def test_a_phone_shows_all_of_the_page(written, open_page, check_accessibility, 
     check_accessibility(page)
 
 
-@pytest.mark.parametrize("by_classes", [False, True])
+@pytest.mark.parametrize("by_classes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_hostile_texts_do_nothing(tmp_path, open_page, check_accessibility, by_classes):
     evil = "<script>document.title='bad'<script><img src=x onerror=alert(1)>\"'&"
     names = ["<b>'\".png", "\u202egnp.exe.png", f"{'n' * 300}.png", "&amp; =1+1.png"]

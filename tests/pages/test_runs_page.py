@@ -40,6 +40,7 @@ def test_the_curves_of_runs_are_over_one_another(written, open_page, check_acces
     check_accessibility(page)
 
 
+@pytest.mark.slow
 def test_settings_and_groups_unfold_by_touch_click_and_key(written, open_page, check_accessibility):
     page = open_page(written, width=390, touch=True)
     page.get_by_text("Groups", exact=True).tap()

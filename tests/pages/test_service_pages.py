@@ -230,6 +230,7 @@ def test_an_unreadable_file_is_told_and_others_are_localized(open_service, known
     assert page.locator("#answer").is_hidden() and page.locator("#photos").is_hidden()
 
 
+@pytest.mark.slow
 def test_the_token_is_asked_for_and_kept_for_the_session(service, open_address, known, check_accessibility):
     page = open_address(f"{service}/", ignored=("status of 401",))
     give(page, "drop", known)
