@@ -17,10 +17,14 @@ _SEED = "settings.seed"
 STAGE1 = "stage1."
 """Prefix of the settings of the prompts that a run learned from."""
 _OF_A_RUN = (
-    *(f"{prefix}{name}" for prefix in ("settings.", STAGE1) for name in ("seed", "out", "resume", "wait")),
+    *(
+        f"{prefix}{name}"
+        for prefix in ("settings.", STAGE1)
+        for name in ("seed", "out", "resume", "wait", "data.license")
+    ),
     *("settings.text.prompts", f"{STAGE1}prompts.feature_cache", "epoch", "encoder"),
 )
-"""What differs between runs of one configuration: the seed, folders of the run itself, and the best epoch."""
+"""What differs between runs of one configuration: the seed, folders, the best epoch, and what trains nothing."""
 _MEANING = "Mean ± standard deviation (of a sample) over runs whose settings differ in their seed only."
 
 

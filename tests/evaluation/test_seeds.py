@@ -11,6 +11,7 @@ from progeo.evaluation.seeds import Configuration, configurations_of, over_seeds
 
 def run(seed, **changed):
     settings = {"seed": seed, "out": f"runs/{seed}", "text.prompts": f"runs/{seed}/stage1", "training.epochs": 5}
+    settings["data.license"] = f"told in run {seed}"
     return {f"settings.{name}": value for name, value in (settings | changed).items()} | {"epoch": 3 + seed}
 
 
